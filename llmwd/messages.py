@@ -1,0 +1,351 @@
+"""Every message between llmwd's processes, one tagged union for each channel.
+
+*_s fields are seconds of CLOCK_MONOTONIC, which all processes of the node share; `*_at` fields are wall
+time (seconds since the epoch), only for showing. GPU indices are Slurm's (the IDX of GRES) unless said.
+"""
+
+import msgspec
+
+from llmwd.vocab import Holder, NodePhase, Phase, Reason
+
+
+class Message(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """Base of everything that crosses a process."""
+
+
+class Part(msgspec.Struct, frozen=True, kw_only=True):
+    """Base of what messages are made of."""
+
+
+# --- facts on the bus: whole snapshots, repeated on change and on a slow beat -----------------------
+
+
+class SourceState(Part):
+    """One source of detection: whether it works here, and if not, why."""
+
+    name: str
+    works: bool
+    why: str = ""
+
+
+class JobSeen(Part):
+    """A Slurm job that at least one source sees on this node."""
+
+    id: str  # Slurm's job id, or a SLUID where that is all the cgroup folder tells
+    sources: tuple[str, ...]
+    seen_s: float  # when the first sign of it arrived
+    gpus: tuple[int, ...] | None = None  # told by the source itself (sim); None: has to be asked for
+    empty: bool = False  # only a job folder without processes and without a socket, for some time
+
+
+class JobsFact(Message, tag="jobs"):
+    """From the detector: which jobs are on this node."""
+
+    jobs: tuple[JobSeen, ...]
+    sources: tuple[SourceState, ...]
+    scanned: bool  # every working source has been read whole at least once
+    at_s: float
+
+
+class Gpu(Part):
+    """One GPU of the node and who has it."""
+
+    index: int
+    uuid: str
+    minor: int | None = None
+    holder: Holder = Holder.unknown
+    job: str | None = None
+    why: str = ""
+    free_since_s: float | None = None
+
+
+class Lease(Part):
+    """Our time-limited permission to use GPUs; ends by itself at `expires_s`."""
+
+    epoch: int
+    gpus: tuple[int, ...]
+    uuids: tuple[str, ...]
+    granted_s: float
+    expires_s: float
+
+
+class Revocation(Part):
+    """Why and when the lease `epoch` ended. `seen_s` <= `resolved_s` <= `revoked_s`."""
+
+    epoch: int
+    reason: Reason
+    detail: str
+    revoked_s: float
+    job: str | None = None
+    seen_s: float | None = None
+    resolved_s: float | None = None
+
+
+class JobClaim(Part):
+    """What a job has. gpus None: not known (yet, or at all): counts as all."""
+
+    id: str
+    gpus: tuple[int, ...] | None
+    sources: tuple[str, ...] = ()
+    leaving: bool = False  # no longer seen here, but not confirmed to be over
+
+
+class Hold(Part):
+    """The operator's order to stay away. until_at None: until `resume`."""
+
+    since_at: float
+    until_at: float | None = None
+    by: str = ""
+
+
+class GpusFact(Message, tag="gpus"):
+    """From the resolver: who has which GPU, and the lease."""
+
+    gpus: tuple[Gpu, ...]
+    lease: Lease | None
+    revocation: Revocation | None
+    claims: tuple[JobClaim, ...]
+    sources: tuple[SourceState, ...]
+    hold: Hold | None
+    blocked: Reason | None  # why no lease is granted, None while one is
+    detail: str
+    node_states: tuple[str, ...]
+    epoch: int  # of the last lease ever granted
+    at_s: float
+
+
+class ServerFact(Message, tag="server"):
+    """From the vLLM manager: what is wanted, what runs, what the node does as a whole."""
+
+    profile: str | None
+    model_name: str | None
+    served_as: str | None
+    wanted_gpus: int  # 0: nothing is to run (no valid profile, failed, stopping)
+    phase: Phase
+    node_phase: NodePhase
+    reason: Reason
+    detail: str
+    since_at: float
+    holding: tuple[int, ...]  # GPUs that processes of ours may be on
+    lease_epoch: int | None = None
+    pid: int | None = None  # the `vllm serve` process
+    holder_pid: int | None = None
+    url: str | None = None
+    bin: str | None = None
+    argv: tuple[str, ...] = ()
+    ready_at: float | None = None
+    started_at: float | None = None
+    deaths: int = 0  # times it ended by itself since this supervisor began
+    at_s: float
+
+
+class TunnelFact(Message, tag="tunnel"):
+    """From the tunnel manager. phase stopped with detail "off": not configured."""
+
+    phase: Phase
+    detail: str
+    hostname: str | None = None
+    pid: int | None = None
+    since_at: float
+    at_s: float
+
+
+class NoticesFact(Message, tag="notices"):
+    """From the notifier."""
+
+    phase: Phase
+    detail: str
+    sent: int = 0
+    failed: int = 0
+    waiting: int = 0
+    at_s: float
+
+
+class WorkerState(Part):
+    """One child of the root."""
+
+    name: str
+    pid: int | None
+    phase: Phase
+    restarts: int
+    since_at: float
+    detail: str = ""
+
+
+class RootFact(Message, tag="root"):
+    """From the root, as a retained file only: it has no place on the bus."""
+
+    pid: int
+    start: int  # start time of the root in clock ticks since boot: names the process beyond its pid
+    stopping: bool
+    workers: tuple[WorkerState, ...]
+    started_at: float
+    node: str
+    home: str
+    version: str
+    at_s: float
+
+
+Fact = JobsFact | GpusFact | ServerFact | TunnelFact | NoticesFact | RootFact
+
+
+class Envelope(Part):
+    """What a bus packet holds besides its topic. A gap in `seq` or a new `epoch` is seen by the reader."""
+
+    sender: str
+    pid: int
+    epoch: int
+    seq: int
+    fact: Fact
+
+
+# --- orders on the desk: asked by llmwd-ctl, answered by the one worker that can ---------------------
+
+
+class YieldOrder(Message, tag="yield"):
+    """To the resolver: give all GPUs back and stay away (for_s None: until `resume`)."""
+
+    for_s: float | None
+    by: str
+
+
+class ResumeOrder(Message, tag="resume"):
+    """To the resolver: the hold is over."""
+
+    by: str
+
+
+class SwitchOrder(Message, tag="switch"):
+    """To the vLLM manager: serve this profile from now on."""
+
+    profile: str
+    by: str
+
+
+class ResetOrder(Message, tag="reset"):
+    """To the vLLM manager or the tunnel manager: forget the failures and try again."""
+
+    by: str
+
+
+Order = YieldOrder | ResumeOrder | SwitchOrder | ResetOrder
+
+
+class Done(Message, tag="done"):
+    """The order is carried out, or on its way where that takes time."""
+
+    detail: str
+
+
+class Refused(Message, tag="refused"):
+    """The order is not carried out. `problems`: one sentence each."""
+
+    problems: tuple[str, ...]
+
+
+Reply = Done | Refused
+
+
+# --- the line between root and worker -----------------------------------------------------------------
+
+
+class Hello(Message, tag="hello"):
+    """Worker to root: the process runs its own code."""
+
+    pid: int
+
+
+class Ready(Message, tag="ready"):
+    """Worker to root: it works."""
+
+
+class Beat(Message, tag="beat"):
+    """Worker to root, from the work loop itself."""
+
+
+class Drained(Message, tag="drained"):
+    """Worker to root: nothing is left to do, it ends now."""
+
+
+class Stop(Message, tag="stop"):
+    """Root to worker: end in order within `within_s` seconds."""
+
+    within_s: float
+
+
+class Reload(Message, tag="reload"):
+    """Root to worker: read the settings again."""
+
+
+ToRoot = Hello | Ready | Beat | Drained
+ToWorker = Stop | Reload
+
+
+# --- the holder's socket: JSON, because the holder is a standard-library program of a few megabytes ---
+
+
+class HolderSpec(Part):
+    """What the holder is told on its standard input when it starts."""
+
+    service: str  # "vllm", "cloudflared"
+    argv: tuple[str, ...]
+    env: dict[str, str]
+    cwd: str
+    socket: str  # path it listens on, mode 0600
+    log: str  # the service's output, rotated
+    log_max_bytes: int
+    log_keep: int
+    expires_s: float  # dead-man's switch: monotonic time at which the tree ends unless renewed
+    grace_s: float  # between SIGTERM and SIGKILL when it ends by itself (expiry, root gone)
+    marker: str  # value of LLMWD_TREE in the tree's environment
+    note: dict[str, str | int | float | None]  # the manager's own memory, given back to a restarted manager
+    site: str | None = None  # folder that holds setproctitle
+
+
+class Renew(Message, tag="renew"):
+    """To the holder: the lease now ends at `expires_s`."""
+
+    expires_s: float
+
+
+class Release(Message, tag="release"):
+    """To the holder: end the tree now. SIGTERM to all of it, SIGKILL to what is left after `grace_s`."""
+
+    grace_s: float
+    reason: str
+
+
+class Note(Message, tag="note"):
+    """To the holder: remember this for the next manager (e.g. since when the server is ready)."""
+
+    note: dict[str, str | int | float | None]
+
+
+ToHolder = Renew | Release | Note
+
+
+class HolderState(Message, tag="state"):
+    """From the holder, first thing on every connection and on every change.
+
+    `gone_s` set: the tree is gone, no process of it is left; the holder exits after sending it.
+    """
+
+    service: str
+    pid: int
+    start: int  # the holder's start time in clock ticks since boot
+    marker: str
+    server_pid: int | None  # the process that was started (None: could not be started)
+    status: int | None = None  # its exit status once it ended: >= 0 exit code, < 0 minus the signal
+    error: str = ""  # why it could not be started
+    pids: tuple[int, ...] = ()  # every living process of the tree
+    started_s: float
+    expires_s: float
+    note: dict[str, str | int | float | None]
+    releasing: str | None = None  # reason, once the end was ordered or decided
+    signalled_s: float | None = None
+    killed_s: float | None = None  # when SIGKILL was needed
+    model_gone_s: float | None = None  # processes that hold the model are gone
+    gone_s: float | None = None
+
+
+FromHolder = HolderState
