@@ -20,7 +20,7 @@ class Part(msgspec.Struct, frozen=True, kw_only=True):
 # --- facts on the bus: whole snapshots, repeated on change and on a slow beat -----------------------
 
 
-class SourceState(Part):
+class SourceState(Part, kw_only=True):
     """One source of detection: whether it works here, and if not, why."""
 
     name: str
@@ -28,7 +28,7 @@ class SourceState(Part):
     why: str = ""
 
 
-class JobSeen(Part):
+class JobSeen(Part, kw_only=True):
     """A Slurm job that at least one source sees on this node."""
 
     id: str  # Slurm's job id, or a SLUID where that is all the cgroup folder tells
@@ -38,7 +38,7 @@ class JobSeen(Part):
     empty: bool = False  # only a job folder without processes and without a socket, for some time
 
 
-class JobsFact(Message, tag="jobs"):
+class JobsFact(Message, tag="jobs", kw_only=True):
     """From the detector: which jobs are on this node."""
 
     jobs: tuple[JobSeen, ...]
@@ -47,7 +47,7 @@ class JobsFact(Message, tag="jobs"):
     at_s: float
 
 
-class Gpu(Part):
+class Gpu(Part, kw_only=True):
     """One GPU of the node and who has it."""
 
     index: int
@@ -59,7 +59,7 @@ class Gpu(Part):
     free_since_s: float | None = None
 
 
-class Lease(Part):
+class Lease(Part, kw_only=True):
     """Our time-limited permission to use GPUs; ends by itself at `expires_s`."""
 
     epoch: int
@@ -69,7 +69,7 @@ class Lease(Part):
     expires_s: float
 
 
-class Revocation(Part):
+class Revocation(Part, kw_only=True):
     """Why and when the lease `epoch` ended. `seen_s` <= `resolved_s` <= `revoked_s`."""
 
     epoch: int
@@ -81,7 +81,7 @@ class Revocation(Part):
     resolved_s: float | None = None
 
 
-class JobClaim(Part):
+class JobClaim(Part, kw_only=True):
     """What a job has. gpus None: not known (yet, or at all): counts as all."""
 
     id: str
@@ -90,7 +90,7 @@ class JobClaim(Part):
     leaving: bool = False  # no longer seen here, but not confirmed to be over
 
 
-class Hold(Part):
+class Hold(Part, kw_only=True):
     """The operator's order to stay away. until_at None: until `resume`."""
 
     since_at: float
@@ -98,7 +98,7 @@ class Hold(Part):
     by: str = ""
 
 
-class GpusFact(Message, tag="gpus"):
+class GpusFact(Message, tag="gpus", kw_only=True):
     """From the resolver: who has which GPU, and the lease."""
 
     gpus: tuple[Gpu, ...]
@@ -114,7 +114,7 @@ class GpusFact(Message, tag="gpus"):
     at_s: float
 
 
-class ServerFact(Message, tag="server"):
+class ServerFact(Message, tag="server", kw_only=True):
     """From the vLLM manager: what is wanted, what runs, what the node does as a whole."""
 
     profile: str | None
@@ -139,7 +139,7 @@ class ServerFact(Message, tag="server"):
     at_s: float
 
 
-class TunnelFact(Message, tag="tunnel"):
+class TunnelFact(Message, tag="tunnel", kw_only=True):
     """From the tunnel manager. phase stopped with detail "off": not configured."""
 
     phase: Phase
@@ -150,7 +150,7 @@ class TunnelFact(Message, tag="tunnel"):
     at_s: float
 
 
-class NoticesFact(Message, tag="notices"):
+class NoticesFact(Message, tag="notices", kw_only=True):
     """From the notifier."""
 
     phase: Phase
@@ -161,7 +161,7 @@ class NoticesFact(Message, tag="notices"):
     at_s: float
 
 
-class WorkerState(Part):
+class WorkerState(Part, kw_only=True):
     """One child of the root."""
 
     name: str
@@ -172,7 +172,7 @@ class WorkerState(Part):
     detail: str = ""
 
 
-class RootFact(Message, tag="root"):
+class RootFact(Message, tag="root", kw_only=True):
     """From the root, as a retained file only: it has no place on the bus."""
 
     pid: int
@@ -189,7 +189,7 @@ class RootFact(Message, tag="root"):
 Fact = JobsFact | GpusFact | ServerFact | TunnelFact | NoticesFact | RootFact
 
 
-class Envelope(Part):
+class Envelope(Part, kw_only=True):
     """What a bus packet holds besides its topic. A gap in `seq` or a new `epoch` is seen by the reader."""
 
     sender: str
@@ -202,27 +202,27 @@ class Envelope(Part):
 # --- orders on the desk: asked by llmwd-ctl, answered by the one worker that can ---------------------
 
 
-class YieldOrder(Message, tag="yield"):
+class YieldOrder(Message, tag="yield", kw_only=True):
     """To the resolver: give all GPUs back and stay away (for_s None: until `resume`)."""
 
     for_s: float | None
     by: str
 
 
-class ResumeOrder(Message, tag="resume"):
+class ResumeOrder(Message, tag="resume", kw_only=True):
     """To the resolver: the hold is over."""
 
     by: str
 
 
-class SwitchOrder(Message, tag="switch"):
+class SwitchOrder(Message, tag="switch", kw_only=True):
     """To the vLLM manager: serve this profile from now on."""
 
     profile: str
     by: str
 
 
-class ResetOrder(Message, tag="reset"):
+class ResetOrder(Message, tag="reset", kw_only=True):
     """To the vLLM manager or the tunnel manager: forget the failures and try again."""
 
     by: str
@@ -231,13 +231,13 @@ class ResetOrder(Message, tag="reset"):
 Order = YieldOrder | ResumeOrder | SwitchOrder | ResetOrder
 
 
-class Done(Message, tag="done"):
+class Done(Message, tag="done", kw_only=True):
     """The order is carried out, or on its way where that takes time."""
 
     detail: str
 
 
-class Refused(Message, tag="refused"):
+class Refused(Message, tag="refused", kw_only=True):
     """The order is not carried out. `problems`: one sentence each."""
 
     problems: tuple[str, ...]
@@ -249,31 +249,31 @@ Reply = Done | Refused
 # --- the line between root and worker -----------------------------------------------------------------
 
 
-class Hello(Message, tag="hello"):
+class Hello(Message, tag="hello", kw_only=True):
     """Worker to root: the process runs its own code."""
 
     pid: int
 
 
-class Ready(Message, tag="ready"):
+class Ready(Message, tag="ready", kw_only=True):
     """Worker to root: it works."""
 
 
-class Beat(Message, tag="beat"):
+class Beat(Message, tag="beat", kw_only=True):
     """Worker to root, from the work loop itself."""
 
 
-class Drained(Message, tag="drained"):
+class Drained(Message, tag="drained", kw_only=True):
     """Worker to root: nothing is left to do, it ends now."""
 
 
-class Stop(Message, tag="stop"):
+class Stop(Message, tag="stop", kw_only=True):
     """Root to worker: end in order within `within_s` seconds."""
 
     within_s: float
 
 
-class Reload(Message, tag="reload"):
+class Reload(Message, tag="reload", kw_only=True):
     """Root to worker: read the settings again."""
 
 
@@ -284,7 +284,7 @@ ToWorker = Stop | Reload
 # --- the holder's socket: JSON, because the holder is a standard-library program of a few megabytes ---
 
 
-class HolderSpec(Part):
+class HolderSpec(Part, kw_only=True):
     """What the holder is told on its standard input when it starts."""
 
     service: str  # "vllm", "cloudflared"
@@ -302,20 +302,20 @@ class HolderSpec(Part):
     site: str | None = None  # folder that holds setproctitle
 
 
-class Renew(Message, tag="renew"):
+class Renew(Message, tag="renew", kw_only=True):
     """To the holder: the lease now ends at `expires_s`."""
 
     expires_s: float
 
 
-class Release(Message, tag="release"):
+class Release(Message, tag="release", kw_only=True):
     """To the holder: end the tree now. SIGTERM to all of it, SIGKILL to what is left after `grace_s`."""
 
     grace_s: float
     reason: str
 
 
-class Note(Message, tag="note"):
+class Note(Message, tag="note", kw_only=True):
     """To the holder: remember this for the next manager (e.g. since when the server is ready)."""
 
     note: dict[str, str | int | float | None]
@@ -324,7 +324,7 @@ class Note(Message, tag="note"):
 ToHolder = Renew | Release | Note
 
 
-class HolderState(Message, tag="state"):
+class HolderState(Message, tag="state", kw_only=True):
     """From the holder, first thing on every connection and on every change.
 
     `gone_s` set: the tree is gone, no process of it is left; the holder exits after sending it.
