@@ -1,0 +1,325 @@
+"""From the workers' latest facts to what `llmwd-ctl status` shows: the object of --json, and its rows.
+
+The object is a contract: scripts and dashboards read it, so fields are only ever added. Times in it are
+ISO 8601 in UTC. A fact that has not been renewed for STALE_AFTER_S is not believed where believing it
+could hurt somebody: a silent resolver's GPUs are shown as unknown, an expired lease as none.
+"""
+
+from datetime import UTC, datetime
+
+import msgspec
+
+from llmwd.messages import (
+    Envelope,
+    Gpu,
+    GpusFact,
+    JobsFact,
+    NoticesFact,
+    RootFact,
+    ServerFact,
+    SourceState,
+    TunnelFact,
+    WorkerState,
+)
+from llmwd.vocab import Holder, NodePhase, Phase, Reason, Worker
+
+STALE_AFTER_S = 15.0
+
+
+class Facts(msgspec.Struct, frozen=True, kw_only=True):
+    """What is known; None where a worker has said nothing yet."""
+
+    root: RootFact | None = None
+    jobs: JobsFact | None = None
+    gpus: GpusFact | None = None
+    server: ServerFact | None = None
+    tunnel: TunnelFact | None = None
+    notices: NoticesFact | None = None
+
+
+def gather(envelopes: list[Envelope | None]) -> Facts:
+    """Sort the retained facts by their kind; what is missing stays None."""
+    names = {RootFact: "root", JobsFact: "jobs", GpusFact: "gpus", ServerFact: "server", TunnelFact: "tunnel", NoticesFact: "notices"}
+    return Facts(**{names[type(envelope.fact)]: envelope.fact for envelope in envelopes if envelope is not None})
+
+
+class ShownModel(msgspec.Struct, frozen=True):
+    profile: str | None = None
+    name: str | None = None
+    served_as: str | None = None
+
+
+class ShownLease(msgspec.Struct, frozen=True):
+    epoch: int
+    gpus: tuple[int, ...]
+
+
+class ShownGpu(msgspec.Struct, frozen=True):
+    index: int
+    minor: int | None
+    uuid: str
+    holder: Holder
+    job: str | None
+    why: str = ""
+
+
+class ShownJob(msgspec.Struct, frozen=True):
+    """gpus None: not known, counts as all."""
+
+    id: str
+    gpus: tuple[int, ...] | None
+
+
+class ShownServer(msgspec.Struct, frozen=True):
+    """No argv here: it may hold an API key."""
+
+    pid: int | None = None
+    phase: Phase = Phase.stopped
+    url: str | None = None
+    ready_since: str | None = None
+    bin: str | None = None
+    deaths: int = 0
+
+
+class ShownTunnel(msgspec.Struct, frozen=True):
+    phase: Phase = Phase.stopped
+    detail: str = ""
+    hostname: str | None = None
+
+
+class ShownHold(msgspec.Struct, frozen=True):
+    since: str | None
+    until: str | None
+    by: str
+
+
+class ShownWorker(msgspec.Struct, frozen=True):
+    name: str
+    pid: int | None
+    phase: Phase
+    restarts: int
+    since: str | None = None
+    detail: str = ""
+
+
+class ShownRoot(msgspec.Struct, frozen=True):
+    pid: int | None = None
+    started: str | None = None
+    version: str | None = None
+
+
+class Status(msgspec.Struct, frozen=True, kw_only=True):
+    """The object of `llmwd-ctl status --json`. `stale`: workers that have been silent for too long."""
+
+    node: str
+    phase: NodePhase
+    reason: Reason
+    detail: str = ""
+    since: str | None = None
+    model: ShownModel = ShownModel()
+    lease: ShownLease | None = None
+    gpus: tuple[ShownGpu, ...] = ()
+    jobs: tuple[ShownJob, ...] = ()
+    server: ShownServer = ShownServer()
+    tunnel: ShownTunnel = ShownTunnel()
+    hold: ShownHold | None = None
+    sources: tuple[SourceState, ...] = ()
+    workers: tuple[ShownWorker, ...] = ()
+    stale: tuple[str, ...] = ()
+    root: ShownRoot = ShownRoot()
+
+
+def iso(at: float | None) -> str | None:
+    """Seconds since the epoch as 2026-01-31T12:00:00Z."""
+    return None if at is None else datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def status_of(node: str, running: tuple[int, int] | None, facts: Facts, now_s: float) -> Status:
+    """The status at the monotonic time `now_s`.
+
+    `running`: (pid, start ticks) of who holds the supervisor's lock, None if nobody does. Facts of
+    another supervisor than that one are a dead one's and count for nothing.
+    """
+    if running is None:
+        return Status(node=node, phase=NodePhase.stopped, reason=Reason.stopped)
+    root, server, tunnel = facts.root, facts.server, facts.tunnel
+    if root is None or (root.pid, root.start) != running:
+        return Status(node=node, phase=NodePhase.waiting, reason=Reason.starting, root=ShownRoot(pid=running[0]))
+    phase, reason, detail, since_at = _node_phase(root, server, facts.gpus)
+    stale = _stale(facts, now_s)
+    return Status(
+        node=root.node,
+        phase=phase,
+        reason=reason,
+        detail=detail,
+        since=iso(since_at),
+        model=ShownModel(server.profile, server.model_name, server.served_as) if server else ShownModel(),
+        lease=_lease(facts.gpus, now_s),
+        gpus=_gpus(facts.gpus, Worker.resolver in stale),
+        jobs=_jobs(facts, Worker.resolver in stale),
+        server=_server(server),
+        tunnel=ShownTunnel(tunnel.phase, tunnel.detail, tunnel.hostname) if tunnel else ShownTunnel(),
+        hold=_hold(facts.gpus),
+        sources=_sources(facts),
+        workers=tuple(
+            ShownWorker(each.name, each.pid, each.phase, each.restarts, iso(each.since_at), each.detail)
+            for each in root.workers
+        ),
+        stale=stale,
+        root=ShownRoot(root.pid, iso(root.started_at), root.version),
+    )
+
+
+def _node_phase(
+    root: RootFact, server: ServerFact | None, gpus: GpusFact | None
+) -> tuple[NodePhase, Reason, str, float | None]:
+    """The vLLM manager speaks for the node, except where it cannot know or cannot speak any more."""
+    if root.stopping:
+        return NodePhase.stopped, Reason.stopping, "", None
+    failed = {each.name: each for each in root.workers if each.phase == Phase.failed}
+    # A quarantined detector or resolver does not stop a yield, which comes with the end of the lease;
+    # after it the node would show "no evidence" for ever, which hides what the operator has to do.
+    blind = server is None or server.node_phase == NodePhase.waiting
+    for name in (Worker.vllm, *((Worker.resolver, Worker.detector) if blind else ())):
+        if name in failed:
+            return NodePhase.failed, Reason.worker_failed, _joined(name, failed[name]), failed[name].since_at
+    if server is None:
+        return NodePhase.waiting, Reason.starting, "", root.started_at
+    detail = server.detail
+    if not detail and gpus is not None and gpus.blocked == server.reason:
+        detail = gpus.detail
+    return server.node_phase, server.reason, detail, server.since_at
+
+
+def _joined(name: str, worker: WorkerState) -> str:
+    return f"{name}: {worker.detail}" if worker.detail else f"{name} is in quarantine"
+
+
+def _stale(facts: Facts, now_s: float) -> tuple[str, ...]:
+    told = {
+        "root": facts.root,
+        Worker.detector: facts.jobs,
+        Worker.resolver: facts.gpus,
+        Worker.vllm: facts.server,
+        Worker.tunnel: facts.tunnel,
+        Worker.notifier: facts.notices,
+    }
+    return tuple(str(name) for name, fact in told.items() if fact is not None and now_s - fact.at_s > STALE_AFTER_S)
+
+
+def _lease(fact: GpusFact | None, now_s: float) -> ShownLease | None:
+    if fact is None or fact.lease is None or fact.lease.expires_s <= now_s:
+        return None
+    return ShownLease(fact.lease.epoch, fact.lease.gpus)
+
+
+def _gpus(fact: GpusFact | None, stale: bool) -> tuple[ShownGpu, ...]:
+    if fact is None:
+        return ()
+
+    def shown(gpu: Gpu) -> ShownGpu:
+        if stale:
+            return ShownGpu(gpu.index, gpu.minor, gpu.uuid, Holder.unknown, None, "the resolver is silent")
+        return ShownGpu(gpu.index, gpu.minor, gpu.uuid, gpu.holder, gpu.job, gpu.why)
+
+    return tuple(shown(gpu) for gpu in fact.gpus)
+
+
+def _jobs(facts: Facts, stale: bool) -> tuple[ShownJob, ...]:
+    """The resolver's claims: it merges what the sources call one job by different names."""
+    if facts.gpus is not None and not stale:
+        return tuple(ShownJob(claim.id, claim.gpus) for claim in facts.gpus.claims)
+    seen = facts.jobs.jobs if facts.jobs else ()
+    return tuple(ShownJob(job.id, job.gpus) for job in seen if not job.empty)
+
+
+def _server(fact: ServerFact | None) -> ShownServer:
+    if fact is None:
+        return ShownServer()
+    return ShownServer(fact.pid, fact.phase, fact.url, iso(fact.ready_at), fact.bin, fact.deaths)
+
+
+def _hold(fact: GpusFact | None) -> ShownHold | None:
+    if fact is None or fact.hold is None:
+        return None
+    return ShownHold(iso(fact.hold.since_at), iso(fact.hold.until_at), fact.hold.by)
+
+
+def _sources(facts: Facts) -> tuple[SourceState, ...]:
+    """Detector's and resolver's sources; one that both know works only if it works for both."""
+    merged: dict[str, SourceState] = {}
+    for fact in (facts.jobs, facts.gpus):
+        for source in fact.sources if fact else ():
+            known = merged.get(source.name)
+            if known is None or known.works:
+                merged[source.name] = source
+    return tuple(merged.values())
+
+
+# --- words for people ---------------------------------------------------------------------------------
+
+
+def spell_duration(seconds: float) -> str:
+    """The two biggest units: 4 s, 3m 12s, 2h 5m, 3d 4h."""
+    left = max(0, int(seconds))
+    if left < 60:
+        return f"{left} s"
+    parts = []
+    for name, size in (("d", 86400), ("h", 3600), ("m", 60), ("s", 1)):
+        count, left = divmod(left, size)
+        if count or parts:
+            parts.append((count, name))
+    return " ".join(f"{count}{name}" for count, name in parts[:2] if count)
+
+
+def spell_gpus(gpus: tuple[int, ...] | None) -> str:
+    """GPU indices as Slurm writes them: (0, 1, 2, 5) is 0-2,5."""
+    if gpus is None:
+        return "unknown"
+    runs: list[list[int]] = []
+    for index in sorted(gpus):
+        if runs and index == runs[-1][1] + 1:
+            runs[-1][1] = index
+        else:
+            runs.append([index, index])
+    return ",".join(str(first) if first == last else f"{first}-{last}" for first, last in runs) or "none"
+
+
+def age_s(since: str | None, now_at: float) -> float | None:
+    """Seconds from an ISO time of the status to the wall time `now_at`."""
+    return None if since is None else now_at - datetime.fromisoformat(since).timestamp()
+
+
+def summary_rows(status: Status, now_at: float) -> list[tuple[str, str]]:
+    """(label, text) of everything that fits on a line; rows with nothing to say are left out."""
+    server, hold, tunnel = status.server, status.hold, status.tunnel
+    rows = []
+    if hold is not None:
+        until = f"until {hold.until}" if hold.until else "until `llmwd-ctl resume`"
+        rows.append(("held", f"{until}, asked for by {hold.by}" if hold.by else until))
+    if status.model.profile:
+        name = status.model.name if status.model.name != status.model.profile else None
+        rows.append(("model", " · ".join(part for part in (status.model.profile, name) if part)))
+    if status.lease is not None:
+        rows.append(("lease", f"GPUs {spell_gpus(status.lease.gpus)} · epoch {status.lease.epoch}"))
+    if server.pid is not None:
+        ready = age_s(server.ready_since, now_at)
+        told = f"ready for {spell_duration(ready)}" if ready is not None else str(server.phase)
+        url = server.url if server.phase == Phase.ready else None
+        rows.append(("server", " · ".join(part for part in (url, f"pid {server.pid}", told) if part)))
+    if status.jobs:
+        rows.append(("jobs", "; ".join(_spell_job(job) for job in status.jobs)))
+    elif status.gpus:
+        rows.append(("jobs", "none"))
+    if tunnel.phase != Phase.stopped:
+        place = f"https://{tunnel.hostname}" if tunnel.hostname else None
+        rows.append(("tunnel", " · ".join(part for part in (str(tunnel.phase), place, tunnel.detail) if part)))
+    elif status.workers:
+        rows.append(("tunnel", tunnel.detail or "off"))
+    return rows
+
+
+def _spell_job(job: ShownJob) -> str:
+    if job.gpus is None:
+        return f"{job.id} on GPUs nobody could tell"
+    return f"{job.id} on GPUs {spell_gpus(job.gpus)}" if job.gpus else f"{job.id} without GPUs"

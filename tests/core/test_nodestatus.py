@@ -1,0 +1,192 @@
+"""What `status` makes of the workers' facts."""
+
+import json
+
+import msgspec
+import pytest
+
+from llmwd.core import nodestatus
+from llmwd.core.nodestatus import Facts, status_of
+from llmwd.messages import (
+    Gpu,
+    GpusFact,
+    Hold,
+    JobClaim,
+    JobSeen,
+    JobsFact,
+    Lease,
+    RootFact,
+    ServerFact,
+    SourceState,
+    WorkerState,
+)
+from llmwd.vocab import Holder, NodePhase, Phase, Reason, Worker
+
+NOW_S = 1000.0
+ROOT = (77, 4242)
+
+
+def root(**changes) -> RootFact:
+    workers = tuple(
+        WorkerState(name=name, pid=100 + number, phase=Phase.ready, restarts=0, since_at=0.0)
+        for number, name in enumerate(Worker)
+    )
+    fact = RootFact(
+        pid=ROOT[0], start=ROOT[1], stopping=False, workers=workers, started_at=0.0,
+        node="m001", home="/h", version="1", at_s=NOW_S,
+    )  # fmt: skip
+    return msgspec.structs.replace(fact, **changes)
+
+
+def server(**changes) -> ServerFact:
+    fact = ServerFact(
+        profile="glm", model_name="org/GLM", served_as="glm", wanted_gpus=2, phase=Phase.ready,
+        node_phase=NodePhase.serving, reason=Reason.ready, detail="", since_at=60.0, holding=(2, 3),
+        pid=500, url="http://127.0.0.1:8000", ready_at=60.0, argv=("vllm", "--api-key", "secret"), at_s=NOW_S,
+    )  # fmt: skip
+    return msgspec.structs.replace(fact, **changes)
+
+
+def gpus(**changes) -> GpusFact:
+    held = (Holder.slurm, Holder.free, Holder.llmwd, Holder.llmwd)
+    fact = GpusFact(
+        gpus=tuple(
+            Gpu(index=n, uuid=f"GPU-{n}", minor=n, holder=holder, job="9" if holder == Holder.slurm else None)
+            for n, holder in enumerate(held)
+        ),
+        lease=Lease(epoch=3, gpus=(2, 3), uuids=("GPU-2", "GPU-3"), granted_s=1.0, expires_s=NOW_S + 5),
+        revocation=None, claims=(JobClaim(id="9", gpus=(0,)), JobClaim(id="10", gpus=None)), sources=(), hold=None,
+        blocked=None, detail="", node_states=(), epoch=3, at_s=NOW_S,
+    )  # fmt: skip
+    return msgspec.structs.replace(fact, **changes)
+
+
+def quarantined(name: str) -> tuple[WorkerState, ...]:
+    change = {"phase": Phase.failed, "pid": None, "detail": "ended 5 times in 300 s"}
+    return tuple(msgspec.structs.replace(w, **change) if w.name == name else w for w in root().workers)
+
+
+def shown(running=ROOT, now_s=NOW_S, **facts):
+    return status_of("here", running, Facts(**({"root": root(), "server": server(), "gpus": gpus()} | facts)), now_s)
+
+
+def test_the_json_object_holds_every_field_of_the_contract():
+    told = json.loads(msgspec.json.encode(shown()))
+    assert told["node"] == "m001" and told["phase"] == "serving" and told["reason"] == "ready"
+    assert told["since"] == "1970-01-01T00:01:00Z"
+    assert told["model"] == {"profile": "glm", "name": "org/GLM", "served_as": "glm"}
+    assert told["lease"] == {"epoch": 3, "gpus": [2, 3]}
+    assert told["gpus"][0] == {"index": 0, "minor": 0, "uuid": "GPU-0", "holder": "slurm", "job": "9", "why": ""}
+    assert told["jobs"] == [{"id": "9", "gpus": [0]}, {"id": "10", "gpus": None}]
+    assert {key: told["server"][key] for key in ("pid", "phase", "url", "ready_since")} == {
+        "pid": 500, "phase": "ready", "url": "http://127.0.0.1:8000", "ready_since": "1970-01-01T00:01:00Z",
+    }  # fmt: skip
+    assert told["tunnel"]["phase"] == "stopped"
+    assert [worker["name"] for worker in told["workers"]] == list(Worker)
+    assert {"name", "pid", "phase", "restarts"} <= told["workers"][0].keys()
+    assert told["root"]["pid"] == 77 and told["stale"] == []
+
+
+def test_an_argument_of_the_server_never_appears_because_it_may_be_a_secret():
+    assert b"secret" not in msgspec.json.encode(shown())
+
+
+def test_without_a_supervisor_every_field_is_there_and_empty_whatever_facts_a_dead_one_left():
+    told = json.loads(msgspec.json.encode(shown(running=None)))
+    assert (told["node"], told["phase"], told["reason"]) == ("here", "stopped", "stopped")
+    assert told["model"] == {"profile": None, "name": None, "served_as": None}
+    assert told["lease"] is None and told["root"]["pid"] is None and told["server"]["pid"] is None
+    assert told["gpus"] == told["jobs"] == told["workers"] == []
+
+
+def test_facts_of_another_supervisor_than_the_running_one_count_for_nothing():
+    told = shown(running=(78, 1))
+    assert (told.phase, told.reason, told.root.pid) == (NodePhase.waiting, Reason.starting, 78)
+    assert told.lease is None and told.server.pid is None
+
+
+def test_a_node_whose_vllm_manager_has_said_nothing_yet_is_starting():
+    told = shown(server=None)
+    assert (told.phase, told.reason) == (NodePhase.waiting, Reason.starting)
+
+
+def test_a_root_that_is_ending_is_stopped_whatever_the_manager_said_last():
+    told = shown(root=root(stopping=True))
+    assert (told.phase, told.reason) == (NodePhase.stopped, Reason.stopping)
+
+
+def test_a_manager_in_quarantine_fails_the_node_and_says_which_worker():
+    told = shown(root=root(workers=quarantined("vllm")))
+    assert (told.phase, told.reason) == (NodePhase.failed, Reason.worker_failed)
+    assert told.detail == "vllm: ended 5 times in 300 s"
+
+
+@pytest.mark.parametrize("name", ["detector", "resolver"])
+def test_a_blind_node_fails_only_once_nothing_is_served(name):
+    workers = quarantined(name)
+    assert shown(root=root(workers=workers)).phase == NodePhase.serving
+    waiting = server(node_phase=NodePhase.waiting, reason=Reason.no_evidence)
+    assert shown(root=root(workers=workers), server=waiting).reason == Reason.worker_failed
+
+
+def test_a_broken_notifier_or_tunnel_does_not_change_what_the_node_does():
+    assert shown(root=root(workers=quarantined("notifier"))).phase == NodePhase.serving
+
+
+def test_a_silent_resolvers_gpus_are_unknown_and_its_lease_is_over():
+    told = shown(now_s=NOW_S + 16)
+    assert {gpu.holder for gpu in told.gpus} == {Holder.unknown}
+    assert told.lease is None and "resolver" in told.stale
+
+
+def test_with_a_silent_resolver_the_detectors_jobs_are_shown_but_not_its_leftovers():
+    seen = tuple(JobSeen(id=i, sources=("cgroup2",), seen_s=1.0, empty=i == "7") for i in ("5", "7"))
+    jobs = JobsFact(jobs=seen, sources=(), scanned=True, at_s=NOW_S)
+    assert [(job.id, job.gpus) for job in shown(gpus=None, jobs=jobs).jobs] == [("5", None)]
+
+
+def test_a_lease_that_has_run_out_is_none_even_if_nobody_said_so():
+    lease = msgspec.structs.replace(gpus().lease, expires_s=NOW_S - 0.1)
+    assert shown(gpus=gpus(lease=lease)).lease is None
+
+
+def test_a_source_that_both_workers_know_works_only_if_it_works_for_both():
+    jobs = JobsFact(jobs=(), sources=(SourceState(name="nvml", works=True),), scanned=True, at_s=NOW_S)
+    told = shown(jobs=jobs, gpus=gpus(sources=(SourceState(name="nvml", works=False, why="no driver"),)))
+    assert [(source.name, source.works, source.why) for source in told.sources] == [("nvml", False, "no driver")]
+
+
+def test_the_resolvers_detail_explains_a_reason_that_the_manager_only_names():
+    fact = gpus(blocked=Reason.yielded_to_job, detail="job 9 has GPUs 0-3", lease=None)
+    waiting = server(node_phase=NodePhase.waiting, reason=Reason.yielded_to_job)
+    assert shown(server=waiting, gpus=fact).detail == "job 9 has GPUs 0-3"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(-3, "0 s"), (59.9, "59 s"), (60, "1m"), (192, "3m 12s"), (3600, "1h"), (7500, "2h 5m"), (90061, "1d 1h")],
+)
+def test_durations_are_spelled_with_their_two_biggest_units(seconds, text):
+    assert nodestatus.spell_duration(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("indices", "text"), [((), "none"), (None, "unknown"), ((5, 0, 2, 1), "0-2,5"), ((3,), "3"), ((0, 1), "0-1")]
+)
+def test_gpus_are_spelled_as_slurm_does(indices, text):
+    assert nodestatus.spell_gpus(indices) == text
+
+
+def test_the_rows_say_what_is_served_where_and_who_is_here():
+    rows = dict(nodestatus.summary_rows(shown(), now_at=252.0))
+    assert rows["model"] == "glm · org/GLM"
+    assert rows["lease"] == "GPUs 2-3 · epoch 3"
+    assert rows["server"] == "http://127.0.0.1:8000 · pid 500 · ready for 3m 12s"
+    assert rows["jobs"] == "9 on GPUs 0; 10 on GPUs nobody could tell"
+
+
+def test_the_rows_say_how_long_a_hold_lasts_and_whose_it_is():
+    forever = shown(gpus=gpus(hold=Hold(since_at=0.0, by="ada")))
+    assert dict(nodestatus.summary_rows(forever, 0.0))["held"] == "until `llmwd-ctl resume`, asked for by ada"
+    limited = shown(gpus=gpus(hold=Hold(since_at=0.0, until_at=60.0)))
+    assert dict(nodestatus.summary_rows(limited, 0.0))["held"] == "until 1970-01-01T00:01:00Z"
