@@ -144,7 +144,7 @@ def status_of(node: str, running: tuple[int, int] | None, facts: Facts, now_s: f
         return Status(node=node, phase=NodePhase.stopped, reason=Reason.stopped)
     root, server, tunnel = facts.root, facts.server, facts.tunnel
     if root is None or (root.pid, root.start) != running:
-        return Status(node=node, phase=NodePhase.waiting, reason=Reason.starting, root=ShownRoot(pid=running[0]))
+        return Status(node=node, phase=NodePhase.waiting, reason=Reason.starting, root=ShownRoot(pid=running[0] or None))
     phase, reason, detail, since_at = _node_phase(root, server, facts.gpus)
     stale = _stale(facts, now_s)
     return Status(

@@ -1,0 +1,79 @@
+"""`models` and `check`: the profiles there are, and whether they and the settings are right."""
+
+import os
+from pathlib import Path
+
+import click
+import msgspec
+
+from llmwd.ctl.arguments import PROFILE, as_json
+from llmwd.ctl.place import find_place, look, served_home
+from llmwd.ctl.program import Refusal, examples
+
+
+class Listed(msgspec.Struct, frozen=True):
+    """One profile. `problems` are those of its own file."""
+
+    name: str
+    active: bool
+    problems: tuple[str, ...]
+
+
+def list_profiles(home: Path) -> list[Listed]:
+    """Every profile of models/, checked one by one (some 10 ms each)."""
+    from llmwd.config import active_profile, load, profile_names
+
+    active = active_profile(home)
+    found = []
+    for name in profile_names(home):
+        problems = tuple(str(each) for each in load(home, name).problems if each.file == f"models/{name}.env")
+        found.append(Listed(name, name == active, problems))
+    return found
+
+
+@click.command(epilog=examples("llmwd-ctl models", "llmwd-ctl models --json"))
+@click.option("--names", is_flag=True, help="Only the names and the active one; the files are not checked.")
+@as_json("Print a JSON list instead.")
+def models(names: bool, as_json: bool) -> None:
+    """List the model profiles; the active one has a star."""
+    from llmwd.config import active_profile, profile_names
+
+    dirs = find_place()
+    home = served_home(dirs, look(dirs))
+    if names:
+        active = active_profile(home)
+        listed = [Listed(name, name == active, ()) for name in profile_names(home)]
+    else:
+        listed = list_profiles(home)
+    if as_json:
+        click.echo(msgspec.json.format(msgspec.json.encode(listed)).decode())
+        return
+    if not listed:
+        raise Refusal(f"there is no profile in {home / 'models'}: the README says how to add a model")
+    for profile in listed:
+        note = f"  (not valid: llmwd-ctl check {profile.name})" if profile.problems else ""
+        click.echo(f"  {'*' if profile.active else ' '} {profile.name}{'  (active)' if profile.active else ''}{note}")
+
+
+@click.command(epilog=examples("llmwd-ctl check", "llmwd-ctl check qwen3-coder-fp8"))
+@click.argument("profile", type=PROFILE, required=False)
+def check(profile: str | None) -> None:
+    """Check the settings and a profile (the active one if none is named), and that its vllm is there.
+
+    Prints every problem with file, line and variable; exit code 1 if there is one.
+    """
+    from llmwd.config import load
+
+    dirs = find_place()
+    loaded = load(served_home(dirs, look(dirs)), profile)
+    for warning in loaded.warnings:
+        click.echo(f"warning: {warning}", err=True)
+    problems = [str(problem) for problem in loaded.problems]
+    if loaded.profile is not None and not os.access(loaded.profile.llm_bin, os.X_OK):
+        problems.append(
+            f"{loaded.profile.file}: LLM_BIN: there is no program {loaded.profile.llm_bin}: install vLLM into "
+            f"{loaded.profile.llm_venv}, or set LLM_VENV (or LLM_BIN) in etc/config.env to where it is"
+        )
+    if problems:
+        raise Refusal("\n".join(problems))
+    click.echo(f"no problem: {loaded.profile.name} serves {loaded.profile.model_name}")

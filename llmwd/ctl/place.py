@@ -1,0 +1,79 @@
+"""Where llmwd's folders are, whether a supervisor runs in them, and what its workers have said last."""
+
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+
+from llmwd.adapters import procs
+from llmwd.adapters.rundir import Dirs, find_dirs, read_fact, running_supervisor, short_host
+from llmwd.core.nodestatus import Facts, Status, gather, status_of
+from llmwd.ctl.program import Refusal
+from llmwd.vocab import Exit, Worker
+
+SPEAKERS = ("root", *Worker)
+LOOK_EVERY_S = 0.05
+
+Running = tuple[int, int]  # pid and start ticks of the root
+
+
+class Look(msgspec.Struct, frozen=True):
+    """One look at everything: the running root (None: none), the facts, and what they amount to."""
+
+    running: Running | None
+    facts: Facts
+    status: Status
+
+
+def find_place() -> Dirs:
+    """The folders, by the environment. Refused where the runtime folder is another user's: its facts may be lies."""
+    dirs = find_dirs(os.environ)
+    try:
+        owner = dirs.runtime.lstat().st_uid
+    except OSError:
+        return dirs
+    if owner != os.getuid():
+        raise Refusal(
+            f"the runtime folder {dirs.runtime} belongs to uid {owner}, not to you: set LLMWD_RUNTIME_DIR to your own"
+        )
+    return dirs
+
+
+def look(dirs: Dirs, running: Running | None = None) -> Look:
+    """Read the retained facts. `running` spares asking the lock, where it is known already."""
+    running = running or running_supervisor(dirs.runtime)
+    facts = gather([read_fact(dirs.runtime, name) for name in SPEAKERS]) if running else Facts()
+    return Look(running, facts, status_of(short_host(), running, facts, time.monotonic()))
+
+
+def not_running() -> Refusal:
+    return Refusal(f"no supervisor is running on {short_host()}; start it with ./start.sh", Exit.not_running)
+
+
+def require_running(dirs: Dirs) -> Running:
+    """The running root; Refusal with exit code 3 if there is none."""
+    running = running_supervisor(dirs.runtime)
+    if running is None:
+        raise not_running()
+    return running
+
+
+def served_home(dirs: Dirs, seen: Look) -> Path:
+    """The LLMWD_HOME that counts: the running supervisor's own, which may not be ours."""
+    ours = seen.running is not None and seen.facts.root is not None and seen.facts.root.pid == seen.running[0]
+    return Path(seen.facts.root.home) if ours else dirs.home
+
+
+def watch(dirs: Dirs, running: Running, within_s: float) -> Iterator[Look]:
+    """Look again and again, until `within_s` seconds have passed. Refusal (3) when the root ends meanwhile."""
+    end_s = time.monotonic() + within_s
+    while True:
+        # The root's pid instead of its lock: asking the lock takes it for a moment, which a start could meet.
+        if not procs.alive(*running):
+            raise Refusal("the supervisor has ended meanwhile", Exit.not_running)
+        yield look(dirs, running)
+        if time.monotonic() >= end_s:
+            return
+        time.sleep(LOOK_EVERY_S)

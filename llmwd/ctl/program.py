@@ -1,0 +1,48 @@
+"""How every verb of llmwd-ctl behaves: exit codes, one sentence for an error, Ctrl-C, examples in the help."""
+
+import io
+import sys
+
+import click
+
+from llmwd.adapters.rundir import DirError
+from llmwd.config.problems import ConfigError
+from llmwd.vocab import Exit
+
+NAME = "llmwd-ctl"
+INTERRUPTED = 130  # 128 + SIGINT, as shells say it
+
+
+class Refusal(click.ClickException):
+    """A sentence for the user, and the exit code that goes with it."""
+
+    def __init__(self, message: str, exit_code: int = Exit.refused):
+        super().__init__(message)
+        self.exit_code = exit_code
+
+    def show(self, file=None) -> None:
+        click.echo(f"{NAME}: {self.format_message()}", file=file, err=file is None)
+
+
+class Program(click.Group):
+    """The group `main`. Its name is fixed, because completion is looked up by it (not by `python -m …`)."""
+
+    def main(self, args=None, prog_name=None, **extra):
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, io.TextIOWrapper):  # a terminal that is not UTF-8 gets a "?", not a traceback
+                stream.reconfigure(errors="replace")
+        return super().main(args=args, prog_name=NAME, **extra)
+
+    def invoke(self, ctx: click.Context):
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            click.echo(err=True)
+            raise click.exceptions.Exit(INTERRUPTED) from None
+        except (DirError, ConfigError) as error:
+            raise Refusal(str(error)) from error
+
+
+def examples(*lines: str) -> str:
+    """An epilog for --help; \\b keeps click from wrapping it."""
+    return "\b\n" + "\n".join(["Example:" if len(lines) == 1 else "Examples:", *(f"  {line}" for line in lines)])
