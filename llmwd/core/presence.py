@@ -1,0 +1,156 @@
+"""Which Slurm jobs are on this node: what all sources see, merged. Pure.
+
+Any one source is enough for a job to be here; a job is gone when all sources have lost it. A source that cannot look
+keeps what it saw last: not seeing is no news. Sets of ids are compared, never counts, so that a job that ends while
+another begins is two changes.
+"""
+
+from collections.abc import Iterable, Mapping
+
+import msgspec
+
+from llmwd.messages import JobSeen, JobsFact, SourceState
+from llmwd.vocab import Source
+
+Gpus = tuple[int, ...] | None  # told by the source itself; None: has to be asked for
+
+FOLDER_SOURCES = frozenset({Source.cgroup1, Source.cgroup2})
+LEFTOVER_AFTER_S = 30.0
+
+
+class Look(msgspec.Struct, frozen=True, kw_only=True):
+    """One whole look of one source. jobs None: it could not look, and `why` says why.
+
+    `absent`: there is nothing to look at here, which explains it; otherwise it is a failure.
+    """
+
+    source: Source
+    jobs: Mapping[str, Gpus] | None
+    began_s: float
+    absent: bool = False
+    why: str = ""
+
+
+class SourceView(msgspec.Struct, frozen=True, kw_only=True):
+    """What one source said last, and whether it has ever worked."""
+
+    jobs: Mapping[str, Gpus] = {}
+    looked: bool = False
+    works: bool = False
+    worked: bool = False
+    absent: bool = False
+    why: str = "has not looked yet"
+    began_s: float = 0.0
+
+
+class Track(msgspec.Struct, frozen=True):
+    """A job's first sign, and since when nothing but its folder shows it (None: something else does)."""
+
+    seen_s: float
+    folder_only_s: float | None
+
+
+class Presence(msgspec.Struct, frozen=True, kw_only=True):
+    """The state. `named`: the operator named these sources, so every one of them has to work."""
+
+    named: bool
+    views: Mapping[Source, SourceView]
+    tracks: Mapping[str, Track] = {}
+
+
+class Change(msgspec.Struct, frozen=True, kw_only=True):
+    """What a look changed: jobs that came and went, and whether the source's working changed."""
+
+    arrived: frozenset[str] = frozenset()
+    gone: frozenset[str] = frozenset()
+    working: bool | None = None
+
+
+def begin(sources: Iterable[Source], named: bool) -> Presence:
+    return Presence(named=named, views={source: SourceView() for source in sources})
+
+
+def choose(state: Presence, sources: Iterable[Source], named: bool) -> Presence:
+    """Other sources from now on; what the remaining ones saw is kept until they look again."""
+    views = {source: state.views.get(source, SourceView()) for source in sources}
+    ids = {job for view in views.values() for job in view.jobs}
+    return Presence(named=named, views=views, tracks={job: state.tracks[job] for job in ids})
+
+
+def take(state: Presence, look: Look, now_s: float) -> tuple[Presence, Change]:
+    """The state after a look, and what it changed. `now_s` is when its news arrived."""
+    before = state.views[look.source]
+    after = _view(before, look)
+    views = {**state.views, look.source: after}
+    ids = {job for view in views.values() for job in view.jobs}
+    beyond_folders = {job for source, view in views.items() if source not in FOLDER_SOURCES for job in view.jobs}
+    tracks = {job: _track(state.tracks.get(job), job in beyond_folders, now_s) for job in ids}
+    change = Change(
+        arrived=frozenset(ids - state.tracks.keys()),
+        gone=frozenset(state.tracks.keys() - ids),
+        working=after.works if (before.works, before.why) != (after.works, after.why) else None,
+    )
+    return msgspec.structs.replace(state, views=views, tracks=tracks), change
+
+
+def _view(before: SourceView, look: Look) -> SourceView:
+    works = look.jobs is not None
+    kept = {} if look.absent else before.jobs
+    return SourceView(
+        jobs=look.jobs if works else kept,
+        looked=True,
+        works=works,
+        worked=works or before.worked,
+        absent=look.absent,
+        why=look.why,
+        began_s=look.began_s,
+    )
+
+
+def _track(before: Track | None, beyond_folder: bool, now_s: float) -> Track:
+    if before is None:
+        return Track(now_s, None if beyond_folder else now_s)
+    if beyond_folder:
+        return Track(before.seen_s, None)
+    return Track(before.seen_s, now_s if before.folder_only_s is None else before.folder_only_s)
+
+
+def all_looked(state: Presence) -> bool:
+    return all(view.looked for view in state.views.values())
+
+
+def scanned(state: Presence) -> bool:
+    """Whether the picture is whole: only then can it say that no job is here."""
+    return all(view.looked and (view.works or _excused(state, view)) for view in state.views.values())
+
+
+def _excused(state: Presence, view: SourceView) -> bool:
+    """A source that nobody named may be missing here; one that worked and broke may not."""
+    return not state.named and (view.absent or not view.worked)
+
+
+def jobs_fact(state: Presence, now_s: float) -> JobsFact:
+    return JobsFact(
+        jobs=tuple(_seen(state, job) for job in sorted(state.tracks)),
+        sources=tuple(
+            SourceState(name=source, works=view.works, why=view.why) for source, view in state.views.items()
+        ),
+        scanned=scanned(state),
+        at_s=now_s,
+    )
+
+
+def _seen(state: Presence, job: str) -> JobSeen:
+    track = state.tracks[job]
+    sources = tuple(source for source, view in state.views.items() if job in view.jobs)
+    # A simulated job never hides a real one that has the same id: two sources, so Slurm is asked.
+    gpus = state.views[sources[0]].jobs[job] if len(sources) == 1 else None
+    return JobSeen(id=job, sources=sources, seen_s=track.seen_s, gpus=gpus, empty=_empty(state, track))
+
+
+def _empty(state: Presence, track: Track) -> bool:
+    """Certain only when all processes were looked at after the folder had been alone for LEFTOVER_AFTER_S."""
+    procfs = state.views.get(Source.procfs)
+    if procfs is None or not procfs.works or track.folder_only_s is None:
+        return False
+    return procfs.began_s >= track.folder_only_s + LEFTOVER_AFTER_S
