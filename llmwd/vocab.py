@@ -59,6 +59,7 @@ class Reason(Told):
     no_gpus = "no_gpus", "the node has fewer GPUs than the profile needs"
     held = "held", "the operator asked us to stay away (`llmwd-ctl yield`)"
     switching = "switching", "another profile was chosen, or its settings changed"
+    not_wanted = "not_wanted", "no model is to run at present"
     lease_expired = "lease_expired", "the lease was not renewed in time"
     config_error = "config_error", "the active profile or the settings are not valid"
     server_backoff = "server_backoff", "vLLM ended by itself; it is started again when the backoff is over"

@@ -1,0 +1,78 @@
+"""The journal: JSON lines of what happened and who ordered it, and the logs beside it."""
+
+import fcntl
+import logging
+import logging.handlers
+import os
+import sys
+import time
+from pathlib import Path
+
+import msgspec
+
+JOURNAL_MAX_BYTES = 10 << 20
+JOURNAL_KEEP = 5
+
+
+class Journal:
+    """`<state>/journal.jsonl`. Several workers append; each line is one write, so lines never mix."""
+
+    def __init__(self, state: Path, worker: str, log: logging.Logger):
+        self._path = state / "journal.jsonl"
+        self._worker = worker
+        self._log = log
+
+    def write(self, event: str, **details: object) -> None:
+        """One event with its details. A full disk costs the line, never the caller."""
+        line = {"at": time.time(), "mono_s": time.monotonic(), "worker": self._worker, "event": event, **details}
+        data = msgspec.json.encode(line) + b"\n"
+        try:
+            fd = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+            try:
+                os.write(fd, data)
+                if os.fstat(fd).st_size > JOURNAL_MAX_BYTES:
+                    self._rotate(fd)
+            finally:
+                os.close(fd)
+        except OSError as error:
+            self._log.error("journal: %s could not be written: %s", event, error.strerror)
+
+    def _rotate(self, fd: int) -> None:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        # Another worker may have rotated while we waited for the lock.
+        if os.fstat(fd).st_ino != os.stat(self._path).st_ino:
+            return
+        for number in range(JOURNAL_KEEP - 1, 0, -1):
+            older = self._path.with_suffix(f".jsonl.{number}")
+            if older.exists():
+                os.replace(older, self._path.with_suffix(f".jsonl.{number + 1}"))
+        os.replace(self._path, self._path.with_suffix(".jsonl.1"))
+
+
+class _Quiet(logging.handlers.RotatingFileHandler):
+    """A full or read-only disk must not fill the terminal with tracebacks from logging itself."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        pass
+
+    def _open(self):
+        return os.fdopen(os.open(self.baseFilename, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600), "a")
+
+
+def open_log(logs: Path, name: str, level: str, max_mb: float, keep: int) -> logging.Logger:
+    """The logger of this process: standard error and `<logs>/<name>.log`, rotated by size."""
+    logger = logging.getLogger("llmwd")
+    logger.propagate = False
+    for handler in list(logger.handlers):  # inherited from the root through the fork
+        logger.removeHandler(handler)
+    form = logging.Formatter(f"%(asctime)s.%(msecs)03d {name:<8} %(levelname)-7s %(message)s", "%Y-%m-%d %H:%M:%S")
+    handlers: list[logging.Handler] = [logging.StreamHandler(sys.stderr)]
+    try:
+        handlers.append(_Quiet(logs / f"{name}.log", maxBytes=int(max_mb * (1 << 20)), backupCount=keep, delay=False))
+    except OSError as error:
+        print(f"{logs / name}.log cannot be written ({error.strerror}): logging to standard error only", file=sys.stderr)
+    for handler in handlers:
+        handler.setFormatter(form)
+        logger.addHandler(handler)
+    logger.setLevel(level.upper())
+    return logger

@@ -1,0 +1,190 @@
+"""The folders that llmwd lives in: where they are, that they are ours, and the small files in them.
+
+Runtime (sockets, locks, retained facts) is node-local; state (orders, journal, logs) may be in a shared
+home folder, hence one folder for each host in it.
+"""
+
+import fcntl
+import os
+import socket
+import stat
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import msgspec
+
+from llmwd.adapters.procs import start_ticks
+from llmwd.messages import Envelope
+
+# sun_path holds 108 bytes; the longest name we put into the runtime folder has to fit behind it.
+LONGEST_SOCKET_NAME = len("/holder-cloudflared.sock.last")
+SOCKET_PATH_BYTES = 107
+
+_decoder = msgspec.msgpack.Decoder(Envelope)
+
+
+class DirError(Exception):
+    """A folder cannot be used; the text is a sentence for the user."""
+
+
+class Dirs(msgspec.Struct, frozen=True):
+    """home: etc/, models/, active-model.env. runtime: sockets. state: orders, journal, logs."""
+
+    home: Path
+    runtime: Path
+    state: Path
+
+    @property
+    def logs(self) -> Path:
+        return self.state / "logs"
+
+    @property
+    def sim(self) -> Path:
+        return self.runtime / "sim"
+
+
+def short_host() -> str:
+    return socket.gethostname().split(".")[0]
+
+
+def find_dirs(environ: Mapping[str, str]) -> Dirs:
+    """Where the folders are, by the environment alone; makes nothing."""
+    checkout = Path(__file__).resolve().parents[2]
+    home = Path(environ.get("LLMWD_HOME") or checkout)
+    if environ.get("LLMWD_RUNTIME_DIR"):
+        runtime = Path(environ["LLMWD_RUNTIME_DIR"])
+    elif environ.get("XDG_RUNTIME_DIR"):
+        runtime = Path(environ["XDG_RUNTIME_DIR"]) / "llmwd"
+    else:
+        runtime = Path(f"/tmp/llmwd-{os.getuid()}")
+    if environ.get("LLMWD_STATE_DIR"):
+        state = Path(environ["LLMWD_STATE_DIR"])
+    else:
+        base = environ.get("XDG_STATE_HOME") or os.path.join(environ.get("HOME") or "/", ".local/state")
+        state = Path(base) / "llmwd" / short_host()
+    return Dirs(home.absolute(), runtime.absolute(), state.absolute())
+
+
+def make_private(path: Path, what: str) -> None:
+    """Make the folder with mode 0700, or check that it is ours alone. Raises DirError."""
+    try:
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        # lstat: a link planted in a shared folder must not lead us to somebody else's place.
+        found = path.lstat()
+    except OSError as error:
+        raise DirError(f"the {what} folder {path} cannot be made: {error.strerror}") from error
+    if not stat.S_ISDIR(found.st_mode):
+        raise DirError(f"the {what} folder {path} is not a folder (a link, or a file): remove it, or name another")
+    if found.st_uid != os.getuid():
+        raise DirError(f"the {what} folder {path} belongs to uid {found.st_uid}, not to us: name another folder")
+    if found.st_mode & 0o077:
+        path.chmod(0o700)
+
+
+def prepare(dirs: Dirs) -> None:
+    """Make runtime and state folders, private to us. Raises DirError."""
+    if len(os.fsencode(dirs.runtime)) + LONGEST_SOCKET_NAME > SOCKET_PATH_BYTES:
+        raise DirError(
+            f"the runtime folder {dirs.runtime} has too long a path for unix sockets: "
+            f"set LLMWD_RUNTIME_DIR to one of at most {SOCKET_PATH_BYTES - LONGEST_SOCKET_NAME} bytes"
+        )
+    for path, what in (
+        (dirs.runtime, "runtime"),
+        (dirs.runtime / "facts", "facts"),
+        (dirs.sim, "simulation"),
+        (dirs.state, "state"),
+        (dirs.logs, "log"),
+    ):
+        make_private(path, what)
+
+
+class Lock:
+    """The right to be this node's and user's supervisor: an flock on a file that tells the pid."""
+
+    def __init__(self, runtime: Path):
+        self.path = runtime / "supervisor.lock"
+        self._fd = -1
+
+    def take(self) -> tuple[int, int] | None:
+        """None: it is ours until the process ends. Else (pid, start ticks) of who has it."""
+        fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            text = os.pread(fd, 100, 0)
+            os.close(fd)
+            return _pid_and_start(text) or (0, 0)
+        os.ftruncate(fd, 0)
+        os.pwrite(fd, f"{os.getpid()} {start_ticks(os.getpid())}\n".encode(), 0)
+        self._fd = fd
+        return None
+
+    def close_in_child(self) -> None:
+        """A forked child must not keep the lock alive beyond the root."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+
+def _pid_and_start(text: bytes) -> tuple[int, int] | None:
+    words = text.split()
+    if len(words) == 2 and all(word.isdigit() for word in words):
+        return int(words[0]), int(words[1])
+    return None
+
+
+def running_supervisor(runtime: Path) -> tuple[int, int] | None:
+    """(pid, start ticks) of the supervisor that holds the lock, None if nobody does."""
+    try:
+        fd = os.open(runtime / "supervisor.lock", os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return _pid_and_start(os.pread(fd, 100, 0)) or (0, 0)
+    finally:
+        os.close(fd)
+    return None
+
+
+def write_atomic(path: Path, data: bytes, durable: bool = False) -> None:
+    """Replace the file as a whole, mode 0600; `durable` waits until the disk has it."""
+    fd, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(fd, "wb") as file:
+            file.write(data)
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
+        os.replace(name, path)
+    except OSError:
+        Path(name).unlink(missing_ok=True)
+        raise
+    if durable:
+        folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+def retain_fact(runtime: Path, worker: str, data: bytes) -> None:
+    """Keep a worker's latest fact for readers that are not on the bus (llmwd-ctl, the worker's next incarnation)."""
+    # A fixed temporary name: one writer per worker, and no litter after a kill in between.
+    temporary = runtime / "facts" / f".{worker}.new"
+    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    try:
+        os.write(fd, data)
+    finally:
+        os.close(fd)
+    os.replace(temporary, runtime / "facts" / f"{worker}.bin")
+
+
+def read_fact(runtime: Path, worker: str) -> Envelope | None:
+    """The worker's latest fact, None if there is none or it is not readable."""
+    try:
+        return _decoder.decode((runtime / "facts" / f"{worker}.bin").read_bytes())
+    except (OSError, msgspec.DecodeError):
+        return None

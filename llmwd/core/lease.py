@@ -1,0 +1,214 @@
+"""Who has each GPU, and whether we may have some: the lease is granted, renewed and revoked here, nowhere else.
+
+The lease is the only right to a GPU. Granting needs all the evidence: every working source has been read, nothing
+is pending, a reading of the node is fresh, and enough GPUs have been free for RESUME_AFTER. Keeping it needs
+fresh evidence that nobody else has one of its GPUs; any single sign of a conflict ends it.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import msgspec
+
+from llmwd.core.claims import JobView
+from llmwd.core.gpumap import GpuLike, GpuMap
+from llmwd.core.placement import choose
+from llmwd.messages import Hold, Lease, Revocation
+from llmwd.vocab import Holder, Reason
+
+# Slurm's words for a node on which nobody should begin anything (States of StateComplete, "+"-joined).
+UNWELCOME = frozenset(
+    "DRAIN DRAINING DRAINED MAINT MAINTENANCE RESERVED FAIL FAILING POWERING_DOWN POWER_DOWN POWERED_DOWN "
+    "REBOOT REBOOT_ISSUED REBOOT_REQUESTED".split()
+)
+
+
+class Occupant(msgspec.Struct, frozen=True):
+    """Who has one GPU. `sure`: known, as against assumed because it is not known."""
+
+    holder: Holder
+    job: JobView | None = None
+    why: str = ""
+
+
+class Evidence(msgspec.Struct, frozen=True):
+    """How good our knowledge is. renew_why/grant_why: empty when good enough, else what is missing."""
+
+    renew_why: str = ""
+    grant_why: str = ""
+    just_started: bool = False
+
+
+class Situation(msgspec.Struct, frozen=True, kw_only=True):
+    """All that the decision depends on. wanted: GPUs the active profile needs; holding: our processes may be there."""
+
+    gpus: Sequence[GpuLike]
+    gpu_map: GpuMap
+    occupants: Mapping[str, Occupant]
+    free_since_s: Mapping[str, float | None]
+    wanted: int
+    holding: frozenset[str]
+    server_known: bool
+    pending: bool
+    lease: Lease | None
+    hold: Hold | None
+    node_states: tuple[str, ...]
+    evidence: Evidence
+    epoch: int
+
+
+class Decision(msgspec.Struct, frozen=True, kw_only=True):
+    """lease: what holds from now on (None: none). revocation: set when one ends now. blocked: why there is none."""
+
+    lease: Lease | None
+    revocation: Revocation | None = None
+    blocked: Reason | None = None
+    detail: str = ""
+    look_again_s: float | None = None
+    granted: bool = False
+
+
+def occupy(
+    gpu_map: GpuMap, jobs: Sequence[JobView], node_used: frozenset[int], foreign: Mapping[str, str], dirty: frozenset[str]
+) -> dict[str, Occupant]:
+    """Who has each GPU besides us. foreign: UUID -> whose process; "" where the driver cannot say."""
+    occupants: dict[str, Occupant] = {}
+    for uuid in dirty:
+        occupants[uuid] = Occupant(Holder.llmwd, why="processes of ours may still be there")
+    for uuid, text in foreign.items():
+        occupants[uuid] = Occupant(Holder.other if text else Holder.unknown, why=text or "the driver does not answer")
+    for uuid in gpu_map.claimed(node_used):
+        occupants[uuid] = Occupant(Holder.slurm, why="Slurm says it is allocated")
+    for view in sorted(jobs, key=lambda view: (view.gpus is not None, view.covered)):
+        sure = view.gpus is not None
+        why = "" if sure else view.why or "its GPUs could not be learned"
+        for uuid in gpu_map.claimed(view.gpus):
+            if sure or uuid not in occupants or occupants[uuid].holder is Holder.llmwd:
+                occupants[uuid] = Occupant(Holder.slurm if sure else Holder.unknown, view, why)
+    return occupants
+
+
+def free_since(
+    before: Mapping[str, float | None], uuids: Sequence[str], occupants: Mapping[str, Occupant], now_s: float
+) -> dict[str, float | None]:
+    """Since when each GPU has been nobody else's. First seen free: since ever, so the first start does not wait."""
+    since: dict[str, float | None] = {}
+    for uuid in uuids:
+        occupant = occupants.get(uuid)
+        if occupant is not None and occupant.holder is not Holder.llmwd:
+            since[uuid] = None
+        elif uuid in before:
+            since[uuid] = now_s if before[uuid] is None else before[uuid]
+        else:
+            since[uuid] = float("-inf")
+    return since
+
+
+def decide(now: Situation, now_s: float, lease_ttl_s: float, resume_after_s: float) -> Decision:
+    """The lease from now on."""
+    if now.lease is not None:
+        return _keep(now, now_s, lease_ttl_s)
+    return _grant(now, now_s, lease_ttl_s, resume_after_s)
+
+
+def _keep(now: Situation, now_s: float, lease_ttl_s: float) -> Decision:
+    lease = now.lease
+    reason, detail, job = _against(now, now_s)
+    if reason is not None:
+        revocation = Revocation(
+            epoch=lease.epoch, reason=reason, detail=detail, revoked_s=now_s, job=job.id if job else None,
+            seen_s=job.seen_s if job else None, resolved_s=job.resolved_s if job else None,
+        )
+        return Decision(lease=None, revocation=revocation, blocked=reason, detail=detail)
+    if now.evidence.renew_why:
+        return Decision(lease=lease, detail=now.evidence.renew_why, look_again_s=lease.expires_s)
+    return Decision(lease=msgspec.structs.replace(lease, expires_s=now_s + lease_ttl_s))
+
+
+def _against(now: Situation, now_s: float) -> tuple[Reason | None, str, JobView | None]:
+    """What ends the lease, if anything does: conflicts first, they are what cannot wait."""
+    lease = now.lease
+    for uuid in lease.uuids:
+        occupant = now.occupants.get(uuid)
+        if occupant is not None and occupant.holder is not Holder.llmwd:
+            return (*_conflict(occupant, now.gpu_map.likely.get(uuid)), occupant.job)
+    if now_s >= lease.expires_s:
+        return Reason.lease_expired, now.evidence.renew_why or "the lease was not renewed in time", None
+    if now.hold is not None:
+        return Reason.held, f"ordered by {now.hold.by}" if now.hold.by else "", None
+    unwelcome = UNWELCOME & set(now.node_states)
+    if unwelcome:
+        return Reason.node_draining, f"Slurm says {'+'.join(now.node_states)}", None
+    if any(uuid not in now.gpu_map.uuids for uuid in lease.uuids):
+        return Reason.gpu_unknown, "a leased GPU is no longer there", None
+    if now.server_known and now.wanted == 0 and not now.holding:
+        return Reason.not_wanted, "", None
+    if now.server_known and now.wanted != len(lease.uuids) and now.wanted > 0:
+        return Reason.switching, f"{now.wanted} GPUs are wanted now, {len(lease.uuids)} were", None
+    return None, "", None
+
+
+def _conflict(occupant: Occupant, index: int | None) -> tuple[Reason, str]:
+    if occupant.holder is Holder.other:
+        return Reason.gpu_in_use, f"GPU {index}: {occupant.why}"
+    if occupant.job is None:
+        if occupant.holder is Holder.slurm:
+            return Reason.yielded_to_job, f"GPU {index}: {occupant.why}"
+        return Reason.gpu_unknown, f"GPU {index}: {occupant.why}"
+    if occupant.holder is Holder.unknown:
+        return Reason.unknown_job, f"job {occupant.job.id}: {occupant.why}"
+    return Reason.yielded_to_job, f"job {occupant.job.id} has GPU {index}"
+
+
+def _grant(now: Situation, now_s: float, lease_ttl_s: float, resume_after_s: float) -> Decision:
+    if now.hold is not None:
+        return Decision(lease=None, blocked=Reason.held, detail=f"ordered by {now.hold.by}" if now.hold.by else "",
+                        look_again_s=None)
+    if not now.server_known:
+        return Decision(lease=None, blocked=Reason.starting, detail="the vLLM manager has not reported yet")
+    if now.wanted < 1:
+        return Decision(lease=None, blocked=None)
+    if now.wanted > len(now.gpu_map.uuids):
+        return Decision(
+            lease=None, blocked=Reason.no_gpus,
+            detail=f"the profile needs {now.wanted} GPUs, this node has {len(now.gpu_map.uuids)}",
+        )
+    if UNWELCOME & set(now.node_states):
+        return Decision(lease=None, blocked=Reason.node_draining, detail=f"Slurm says {'+'.join(now.node_states)}")
+    missing = now.evidence.renew_why or now.evidence.grant_why
+    free = [gpu for gpu in now.gpus if gpu.uuid not in now.occupants]
+    if len(free) < now.wanted:
+        return _too_few(now, len(free))
+    if missing:
+        return Decision(
+            lease=None, blocked=Reason.starting if now.evidence.just_started else Reason.no_evidence, detail=missing
+        )
+    if now.pending:
+        return Decision(lease=None, blocked=Reason.waiting_for_gpus, detail="a job has arrived and is being asked about")
+    rested = [gpu for gpu in free if now_s - now.free_since_s[gpu.uuid] >= resume_after_s]
+    if len(rested) < now.wanted:
+        ages = sorted((now.free_since_s[gpu.uuid] for gpu in free))
+        at_s = ages[now.wanted - 1] + resume_after_s
+        return Decision(
+            lease=None, blocked=Reason.resume_delay, look_again_s=at_s,
+            detail=f"{len(free)} GPUs are free; taken after {resume_after_s:g} s",
+        )
+    if now.holding:
+        return Decision(lease=None, blocked=Reason.waiting_for_gpus, detail="the last server's processes are not gone yet")
+    chosen = choose(rested, now.wanted, now.gpu_map.likely)
+    lease = Lease(
+        epoch=now.epoch + 1, gpus=tuple(now.gpu_map.likely[gpu.uuid] for gpu in chosen),
+        uuids=tuple(gpu.uuid for gpu in chosen), granted_s=now_s, expires_s=now_s + lease_ttl_s,
+    )
+    return Decision(lease=lease, granted=True)
+
+
+def _too_few(now: Situation, free: int) -> Decision:
+    """Not enough is free: the reason is the strongest claim on what is missing."""
+    taken = [occupant for occupant in now.occupants.values() if occupant.holder is not Holder.llmwd]
+    if not taken:
+        return Decision(lease=None, blocked=Reason.waiting_for_gpus, detail="the last server's processes are not gone yet")
+    order = (Holder.slurm, Holder.other, Holder.unknown)
+    strongest = min(taken, key=lambda occupant: (order.index(occupant.holder), occupant.job is None))
+    uuid = next(uuid for uuid, occupant in now.occupants.items() if occupant is strongest)
+    reason, detail = _conflict(strongest, now.gpu_map.likely.get(uuid))
+    return Decision(lease=None, blocked=reason, detail=f"{free} of {now.wanted} GPUs are free; {detail}")

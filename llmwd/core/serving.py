@@ -1,0 +1,91 @@
+"""What the vLLM manager wants and what it shows, from what it knows: no process, no clock."""
+
+import msgspec
+
+from llmwd.messages import GpusFact, Lease
+from llmwd.vocab import NodePhase, Phase, Reason
+
+
+class Serving(msgspec.Struct, frozen=True, kw_only=True):
+    """All that counts. tree_gpus: GPUs the living tree was started on (None: there is none); recipe: what it was
+    started with, against `wanted_recipe` of the active profile (None: no valid profile)."""
+
+    gpus: GpusFact | None
+    phase: Phase
+    alive: bool
+    tree_gpus: tuple[int, ...] | None
+    recipe: str | None
+    wanted_recipe: str | None
+    profile_gpus: int
+    config_detail: str
+    failure_detail: str
+    releasing_reason: Reason | None
+    stopping: bool
+
+
+class Plan(msgspec.Struct, frozen=True):
+    """run: the lease to be served on (None: nothing is to run). end: why a living tree has to go, if it has to."""
+
+    run: Lease | None
+    end: Reason | None
+    wanted_gpus: int
+
+
+def plan(now: Serving, now_s: float) -> Plan:
+    """Compare what may run with what runs."""
+    lease = now.gpus.lease if now.gpus is not None else None
+    if lease is not None and lease.expires_s <= now_s:
+        lease = None
+    startable = now.wanted_recipe is not None and not now.stopping and now.phase is not Phase.failed
+    # A profile that became invalid takes nothing down: what runs keeps running, and keeps its lease.
+    keeps = now.alive and not now.stopping and now.wanted_recipe is None and now.tree_gpus is not None
+    wanted = now.profile_gpus if startable else len(now.tree_gpus) if keeps else 0
+    end = _end(now, lease) if now.alive else None
+    run = lease if startable and lease is not None and len(lease.gpus) == wanted else None
+    return Plan(run=run, end=end, wanted_gpus=wanted)
+
+
+def _end(now: Serving, lease: Lease | None) -> Reason | None:
+    if now.stopping:
+        return Reason.stopping
+    if now.gpus is None:
+        return None  # a manager just restarted has not heard of the lease yet; the dead-man's switch runs
+    if lease is None:
+        revocation = now.gpus.revocation
+        return revocation.reason if revocation is not None else Reason.lease_expired
+    if now.tree_gpus is None or not set(now.tree_gpus) <= set(lease.gpus):
+        return Reason.lease_expired
+    if now.wanted_recipe is not None and now.recipe != now.wanted_recipe:
+        return Reason.switching
+    return None
+
+
+def shown(now: Serving) -> tuple[NodePhase, Reason, str]:
+    """The node's phase, why, and a sentence more."""
+    if now.alive and now.releasing_reason is not None:
+        return NodePhase.yielding, now.releasing_reason, _revoked(now)
+    if now.alive and now.phase is Phase.ready:
+        return NodePhase.serving, Reason.ready, now.config_detail
+    if now.alive:
+        return NodePhase.loading, Reason.loading, now.config_detail
+    if now.stopping:
+        return NodePhase.stopped, Reason.stopping, ""
+    if now.gpus is not None and now.gpus.hold is not None:
+        return NodePhase.held, Reason.held, now.gpus.detail
+    if now.wanted_recipe is None:
+        return NodePhase.failed, Reason.config_error, now.config_detail
+    if now.phase is Phase.failed:
+        return NodePhase.failed, Reason.server_failed, now.failure_detail
+    if now.phase is Phase.backoff:
+        return NodePhase.waiting, Reason.server_backoff, now.failure_detail
+    if now.gpus is None:
+        return NodePhase.waiting, Reason.starting, ""
+    blocked = now.gpus.blocked or Reason.starting
+    if blocked is Reason.no_gpus:
+        return NodePhase.failed, blocked, now.gpus.detail
+    return NodePhase.waiting, blocked, now.gpus.detail
+
+
+def _revoked(now: Serving) -> str:
+    revocation = now.gpus.revocation if now.gpus is not None else None
+    return revocation.detail if revocation is not None and revocation.reason is now.releasing_reason else ""

@@ -1,0 +1,96 @@
+"""`llmwd-supervisor`: checks that it may start here, then is the root until it is told to end.
+
+Runs in the foreground; logs to standard error and to `<state>/logs/`. Exit codes: vocab.Exit.
+"""
+
+import importlib.util
+import logging
+import os
+import sys
+
+import click
+
+from llmwd import __version__, spec
+from llmwd.adapters import procs, rundir
+from llmwd.adapters.journal import Journal, open_log
+from llmwd.config import Loaded, Settings, load
+from llmwd.vocab import Exit
+from llmwd.workers.base import Boot
+
+
+class CannotStart(Exception):
+    """The supervisor may not or cannot start; the text is for the user."""
+
+
+@click.command(
+    epilog="Example: bin/llmwd-supervisor, in the foreground; start.sh does it in tmux. SIGTERM or SIGINT end "
+    "everything in order, a second one at once; SIGHUP reads the settings again."
+)
+@click.version_option(__version__)
+def main() -> None:
+    """Serve the active model on this node's idle GPUs, and yield them to every Slurm job."""
+    try:
+        code = supervise()
+    except (CannotStart, rundir.DirError) as error:
+        print(f"llmwd-supervisor: {error}", file=sys.stderr)
+        code = Exit.refused
+    sys.exit(code)
+
+
+def supervise() -> int:
+    """Check, lock, run. Raises CannotStart or DirError with a sentence."""
+    inside = procs.own_job_cgroup()
+    if inside is not None:
+        raise CannotStart(
+            f"refused: this shell is inside a Slurm job ({inside}). llmwd would be killed with the job and would see "
+            "only its GPUs; start it from a session outside Slurm (a plain ssh login, systemd)"
+        )
+    dirs = rundir.find_dirs(os.environ)
+    rundir.prepare(dirs)
+    loaded = load(dirs.home)
+    if loaded.settings is None:
+        raise CannotStart("the settings are not valid:\n" + "\n".join(f"  {problem}" for problem in loaded.problems))
+    lock = rundir.Lock(dirs.runtime)
+    other = lock.take()
+    if other is not None:
+        raise CannotStart(f"refused: a supervisor is already running on this node, pid {other[0]}")
+    settings = loaded.settings
+    log = open_log(dirs.logs, "root", settings.log_level, settings.log_max_mb, settings.log_keep)
+    logging.raiseExceptions = False
+    _tell(log, loaded)
+    for fact in (dirs.runtime / "facts").glob("*.bin"):
+        fact.unlink()  # of an earlier supervisor
+    procs.title("llmwd: root")
+    boot = Boot(
+        name="root", settings=settings, home=dirs.home, runtime=dirs.runtime, state=dirs.state,
+        node=settings.slurm_node or rundir.short_host(), root_fd=-1,
+    )
+    log.info("llmwd %s on %s, home %s, runtime %s, state %s", __version__, boot.node, *map(str, (dirs.home, dirs.runtime, dirs.state)))
+    journal = Journal(dirs.state, "root", log)
+    journal.write("supervisor_started", pid=os.getpid(), version=__version__)
+    spec.check(spec.CHILDREN, importlib.util.find_spec)
+
+    def reload() -> Settings | None:
+        again = load(dirs.home)
+        _tell(log, again)
+        if again.settings is not None:
+            log.info("settings read again")
+        return again.settings
+
+    from llmwd.root import Root  # imports every worker's module
+
+    Root(boot, spec.CHILDREN, lock, log, reload).run()
+    journal.write("supervisor_stopped", pid=os.getpid())
+    log.info("ended; nothing of ours is left")
+    return Exit.done
+
+
+def _tell(log: logging.Logger, loaded: Loaded) -> None:
+    for problem in loaded.problems:
+        log.error("%s", problem)
+    for warning in loaded.warnings:
+        log.warning("%s", warning)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,307 @@
+"""The resolver: knows who has which GPU, and grants, renews and revokes the lease.
+
+A shell around core/claims.py (what jobs have) and core/lease.py (what follows): it feeds them what the detector,
+Slurm, the driver and the operator say, and publishes what they decide, at once.
+"""
+
+import socket
+import time
+from collections.abc import Callable
+
+import msgspec
+
+from llmwd.adapters.rundir import read_fact, write_atomic
+from llmwd.config import Loaded
+from llmwd.core import lease as leases
+from llmwd.core.claims import Claims
+from llmwd.core.gpumap import GpuLike, GpuMap, build_map, simulated
+from llmwd.core.lease import Evidence, Occupant, Situation
+from llmwd.messages import (
+    Done,
+    Gpu,
+    GpusFact,
+    Hold,
+    JobClaim,
+    JobsFact,
+    Lease,
+    Reply,
+    ResumeOrder,
+    Revocation,
+    ServerFact,
+    SourceState,
+    YieldOrder,
+)
+from llmwd.vocab import Holder, Reason, Source, Worker
+from llmwd.workers.base import Boot, Shell, repeat_every_s
+from llmwd.workers.drivers import Driver
+from llmwd.workers.slurmdesk import SlurmDesk
+
+# Evidence older than this part of LEASE_TTL renews nothing.
+EVIDENCE_PART = 0.8
+
+
+class Orders(msgspec.Struct):
+    """The operator's standing orders, kept in `<state>/orders.json`."""
+
+    hold: Hold | None = None
+
+
+class Resolver:
+    """See the module's text."""
+
+    def __init__(self, shell: Shell):
+        self.shell = shell
+        self.settings = shell.boot.settings
+        self.claims = Claims(self.settings.resolve_deadline_s)
+        self.jobs: JobsFact | None = None
+        self.server: ServerFact | None = None
+        self.lease: Lease | None = None
+        self.revocation: Revocation | None = None
+        self.epoch = 0
+        self.free_since: dict[str, float | None] = {}
+        self.occupants: dict[str, Occupant] = {}
+        self.blocked: Reason | None = Reason.starting
+        self.detail = ""
+        self.orders_path = shell.boot.state / "orders.json"
+        self.hold_until_s: float | None = None
+        self.orders = self._read_orders()
+        self.gpus: tuple[GpuLike, ...] = ()
+        self.map = GpuMap(certain=False, by_index={}, why="not known yet", uuids=(), likely={})
+        self._published: GpusFact | None = None
+        self._adopt()
+        self.desk = SlurmDesk(shell, self.claims, socket.gethostname(), self.evaluate)
+        self.driver = Driver(shell, self._driver_changed)
+        self._find_gpus()
+
+    # --- what it begins with -----------------------------------------------------------------------------
+
+    def _adopt(self) -> None:
+        """Take over the lease of our last incarnation, so that our death costs nobody the model."""
+        envelope = read_fact(self.shell.boot.runtime, Worker.resolver)
+        if envelope is None or not isinstance(envelope.fact, GpusFact):
+            return
+        fact = envelope.fact
+        self.epoch = fact.epoch
+        self.revocation = fact.revocation
+        self.free_since = {gpu.uuid: gpu.free_since_s for gpu in fact.gpus}
+        if fact.lease is not None and fact.lease.expires_s > time.monotonic():
+            self.lease = fact.lease
+            self.shell.log.info("lease %d on GPUs %s taken over", self.epoch, list(self.lease.gpus))
+
+    def _read_orders(self) -> Orders:
+        try:
+            orders = msgspec.json.decode(self.orders_path.read_bytes(), type=Orders)
+        except FileNotFoundError:
+            return Orders()
+        except (OSError, msgspec.DecodeError) as error:
+            # An order to stay away may be lost in there: staying away is the side that hurts nobody.
+            self.shell.log.error("%s cannot be read (%s): staying away until `llmwd-ctl resume`", self.orders_path, error)
+            return Orders(hold=Hold(since_at=time.time(), by="an unreadable orders file"))
+        if orders.hold is not None and orders.hold.until_at is not None:
+            self._hold_for(orders.hold.until_at - time.time())
+        return orders
+
+    def _find_gpus(self) -> None:
+        if self.settings.sim_gpus:
+            self.gpus = simulated(self.settings.sim_gpus)
+        else:
+            self.gpus = self.driver.gpus()
+        self._build_map()
+
+    def _build_map(self) -> None:
+        node = self.desk.node
+        sim = bool(self.settings.sim_gpus)
+        before = self.map.why
+        total, types = (node.gpus, node.types) if node is not None else (None, None)
+        if node is None and not self.desk.applies:
+            total, types = len(self.gpus), 0  # no Slurm to disagree with
+        self.map = build_map(self.gpus, total, types, self.settings.gpu_map, sim)
+        if self.map.why != before:
+            self.shell.log.info("%d GPUs; %s", len(self.gpus), self.map.why)
+        self._map_of = (node, self.desk.applies, self.gpus)
+
+    # --- what happens ------------------------------------------------------------------------------------
+
+    def on_jobs(self, fact: JobsFact) -> None:
+        self.jobs = fact
+        self.claims.see(fact.jobs, time.monotonic())
+        self.desk.pump()
+        self.evaluate()
+
+    def on_server(self, fact: ServerFact) -> None:
+        self.server = fact
+        self.driver.server_pid = fact.holder_pid
+        self.evaluate()
+
+    def on_beat(self) -> None:
+        self.driver.beat()
+        self.evaluate(repeat=True)
+        self.shell.at("repeat", time.monotonic() + repeat_every_s(self.settings), self.on_beat)
+
+    def _driver_changed(self) -> None:
+        if not self.settings.sim_gpus and self.driver.gpus() != self.gpus:
+            self._find_gpus()
+        self.evaluate()
+
+    def on_reload(self, boot: Boot, loaded: Loaded) -> None:
+        self.settings = boot.settings
+        self.claims.resolve_deadline_s = boot.settings.resolve_deadline_s
+        self.desk.reload(boot.settings)
+        self._find_gpus()
+        self.evaluate()
+
+    def on_yield(self, order: YieldOrder, reply: Callable[[Reply], None]) -> None:
+        until_at = None if order.for_s is None else time.time() + order.for_s
+        self.orders.hold = Hold(since_at=time.time(), until_at=until_at, by=order.by)
+        self.hold_until_s = None
+        self._hold_for(order.for_s)
+        self.evaluate()  # first the GPUs, then the disk
+        kept = self._keep_orders()
+        self.shell.journal.write("held", by=order.by, until_at=until_at)
+        reply(Done(detail="all GPUs are being given back" + kept))
+
+    def on_resume(self, order: ResumeOrder, reply: Callable[[Reply], None]) -> None:
+        was = self.orders.hold
+        self._end_hold(order.by)
+        reply(Done(detail="resumed" if was else "nothing was held"))
+
+    def _hold_for(self, for_s: float | None) -> None:
+        if for_s is not None:
+            self.hold_until_s = time.monotonic() + for_s
+            self.shell.at("hold", self.hold_until_s, lambda: self._end_hold("its time is over"))
+
+    def _end_hold(self, by: str) -> None:
+        self.orders.hold = None
+        self.shell.cancel("hold")
+        self._keep_orders()
+        self.shell.journal.write("resumed", by=by)
+        self.evaluate()
+
+    def _keep_orders(self) -> str:
+        try:
+            write_atomic(self.orders_path, msgspec.json.encode(self.orders), durable=True)
+        except OSError as error:
+            self.shell.log.error("%s cannot be written: %s", self.orders_path, error.strerror)
+            return f"; but the order is not kept over a restart: {self.orders_path} cannot be written ({error.strerror})"
+        return ""
+
+    # --- what follows ------------------------------------------------------------------------------------
+
+    def evaluate(self, repeat: bool = False) -> None:
+        """Decide anew from all that is known, publish what changed."""
+        now_s = time.monotonic()
+        if (self.desk.node, self.desk.applies, self.gpus) != self._map_of:
+            self._build_map()
+        views = self.claims.views(now_s)
+        holding = self._holding()
+        self.occupants = leases.occupy(self.map, views, self.claims.used_by_node(), self.driver.foreign(now_s), holding)
+        self.free_since = leases.free_since(self.free_since, self.map.uuids, self.occupants, now_s)
+        situation = Situation(
+            # A GPU cut into slices is left to whoever cut it.
+            gpus=[gpu for gpu in self.gpus if not gpu.mig_uuids], gpu_map=self.map, occupants=self.occupants, free_since_s=self.free_since,
+            wanted=self.server.wanted_gpus if self.server else 0, holding=holding,
+            server_known=self.server is not None, pending=any(view.pending for view in views), lease=self.lease,
+            hold=self.orders.hold, node_states=self.desk.node_states(), evidence=self._evidence(now_s),
+            epoch=self.epoch,
+        )
+        decision = leases.decide(situation, now_s, self.settings.lease_ttl_s, self.settings.resume_after_s)
+        self.lease, self.blocked, self.detail = decision.lease, decision.blocked, decision.detail
+        if decision.revocation is not None:
+            self.revocation = decision.revocation
+        if decision.granted:
+            self.epoch = decision.lease.epoch
+        self._publish(now_s, views, force=repeat or decision.granted or decision.revocation is not None)
+        self._tell(decision)
+        self._arrange(now_s, decision)
+
+    def _arrange(self, now_s: float, decision: leases.Decision) -> None:
+        self.desk.idle = self.lease is None and (self.server is None or self.server.wanted_gpus == 0)
+        waits = self.lease is None and decision.blocked in (Reason.no_evidence, Reason.starting, Reason.resume_delay)
+        if waits and not self.desk.grant_waits:
+            self.desk.grant_waits = True
+            self.desk.pump()
+        self.desk.grant_waits = waits
+        times = [self.claims.next_s(now_s), decision.look_again_s]
+        next_s = min((at for at in times if at is not None and at > now_s), default=None)
+        if next_s is not None:
+            self.shell.at("evaluate", next_s, self.evaluate)
+
+    def _holding(self) -> frozenset[str]:
+        if self.server is None:
+            return frozenset()
+        by_index = {index: uuid for uuid, index in self.map.likely.items()}
+        return frozenset(by_index[index] for index in self.server.holding if index in by_index)
+
+    def _evidence(self, now_s: float) -> Evidence:
+        renew_why = self._detector_why(now_s)
+        grant_why = self.desk.grant_why(now_s) or self.driver.grant_why(now_s)
+        return Evidence(renew_why, grant_why, just_started=self.epoch == 0 and not self.desk.last_error)
+
+    def _detector_why(self, now_s: float) -> str:
+        if self.jobs is None:
+            return "the detector has not reported yet"
+        age_s = now_s - self.jobs.at_s
+        if age_s > self.settings.lease_ttl_s * EVIDENCE_PART:
+            return f"the detector has been silent for {age_s:.0f} s"
+        if not self.jobs.scanned:
+            broken = [f"{state.name}: {state.why}" for state in self.jobs.sources if not state.works and state.why]
+            return "detection is not complete: " + ("; ".join(broken) or "not every source has been read")
+        return ""
+
+    def _publish(self, now_s: float, views: tuple, force: bool) -> None:
+        sources = (self.desk.state, self.driver.state)
+        fact = GpusFact(
+            gpus=tuple(self._gpu(gpu) for gpu in sorted(self.gpus, key=lambda gpu: self.map.likely.get(gpu.uuid, gpu.index))),
+            lease=self.lease, revocation=self.revocation,
+            claims=tuple(
+                JobClaim(
+                    id=view.id, gpus=None if view.gpus is None or view.covered or view.pending else tuple(sorted(view.gpus)),
+                    sources=view.sources, leaving=view.leaving,
+                )
+                for view in views
+            ),
+            sources=sources, hold=self.orders.hold, blocked=self.blocked, detail=self.detail,
+            node_states=self.desk.node_states(), epoch=self.epoch, at_s=now_s,
+        )
+        before, self._published = self._published, fact
+        if force or before is None or _quiet(before) != _quiet(fact):
+            self.shell.publish(fact)
+
+    def _gpu(self, gpu: GpuLike) -> Gpu:
+        occupant = self.occupants.get(gpu.uuid)
+        ours = self.lease is not None and gpu.uuid in self.lease.uuids
+        index = self.map.likely.get(gpu.uuid, gpu.index)
+        free_since_s = self.free_since.get(gpu.uuid)
+        if occupant is None or (ours and occupant.holder is Holder.llmwd):
+            holder, job, why = (Holder.llmwd, None, "") if ours else (Holder.free, None, "")
+        else:
+            holder, job, why = occupant.holder, occupant.job.id if occupant.job else None, occupant.why
+        return Gpu(index=index, uuid=gpu.uuid, minor=gpu.minor, holder=holder, job=job, why=why, free_since_s=free_since_s)
+
+    def _tell(self, decision: leases.Decision) -> None:
+        if decision.revocation is not None:
+            gone = decision.revocation
+            self.shell.log.warning("lease %d revoked: %s (%s)", gone.epoch, gone.reason, gone.detail)
+            self.shell.journal.write("lease_revoked", **msgspec.to_builtins(gone))
+        if decision.granted:
+            self.shell.log.info("lease %d granted: GPUs %s", self.epoch, list(decision.lease.gpus))
+            self.shell.journal.write("lease_granted", epoch=self.epoch, gpus=decision.lease.gpus)
+
+
+def _quiet(fact: GpusFact) -> GpusFact:
+    """The fact without what changes all the time."""
+    lease = fact.lease and msgspec.structs.replace(fact.lease, expires_s=0.0)
+    return msgspec.structs.replace(fact, lease=lease, at_s=0.0)
+
+
+def main(shell: Shell) -> None:
+    """Set the resolver up in its process."""
+    resolver = Resolver(shell)
+    shell.subscribe(Worker.detector, resolver.on_jobs)
+    shell.subscribe(Worker.vllm, resolver.on_server)
+    shell.answer(YieldOrder, resolver.on_yield)
+    shell.answer(ResumeOrder, resolver.on_resume)
+    shell.on_reload(resolver.on_reload)
+    resolver.desk.pump()
+    resolver.on_beat()
+    shell.ready()

@@ -1,0 +1,291 @@
+"""A service: an external program that a worker runs through a holder. One piece of code for vLLM and cloudflared.
+
+The holder keeps the program's tree; this is the worker's end of it: start, adopt after a restart of the worker, renew
+the dead-man's switch, release, and clear up when the holder itself has died. What the phase is, and whether a death
+is followed by a restart, is decided in core/lifecycle.py and core/restart.py.
+"""
+
+import os
+import random
+import signal
+import time
+from collections.abc import Callable, Mapping, Sequence
+
+import msgspec
+
+from llmwd.adapters import holding, procs
+from llmwd.adapters.rundir import write_atomic
+from llmwd.core import lifecycle, restart
+from llmwd.core.lifecycle import ALIVE, Event, Life
+from llmwd.messages import HolderSpec, HolderState, Note, Release, Renew
+from llmwd.vocab import Phase
+from llmwd.workers.base import Shell
+
+CONNECT_EVERY_S = 0.005
+CONNECT_WITHIN_S = 10.0
+SWEEP_EVERY_S = 0.05
+
+
+class _Tree(msgspec.Struct):
+    """Kept in the runtime folder while a tree may exist: what a next incarnation needs to clear up after a holder."""
+
+    marker: str
+
+
+class Service:
+    """One program and its tree.
+
+    on_change(): something about it is new. on_gone(state, asked): nothing of the tree is left; state is the holder's
+    last word (None: the holder was killed), asked says whether we wanted the end.
+    """
+
+    def __init__(
+        self, shell: Shell, name: str, log_name: str, policy: restart.Policy,
+        on_change: Callable[[], None], on_gone: Callable[[HolderState | None, bool], None],
+    ):
+        self._shell = shell
+        self.name = name
+        self.policy = policy
+        self.life = Life(name)
+        self.failures = restart.Failures()
+        self.state: HolderState | None = None
+        self.deaths = 0
+        self._log_path = shell.boot.logs / f"{log_name}.log"
+        self._socket = str(shell.boot.runtime / f"holder-{name}.sock")
+        self._tree_path = shell.boot.runtime / f"tree-{name}.json"
+        self._on_change = on_change
+        self._on_gone = on_gone
+        self._link: holding.HolderLink | None = None
+        self._process: holding.HolderProcess | None = None
+        self._connect_by_s = 0.0
+        self._marker: str | None = None
+        self._pending_release: Release | None = None
+        self._failed_why: str | None = None
+
+    # --- what a worker asks -------------------------------------------------------------------------
+
+    @property
+    def alive(self) -> bool:
+        """A tree of ours may exist."""
+        return self._marker is not None
+
+    @property
+    def releasing(self) -> bool:
+        return self.life.phase in (Phase.draining, Phase.stopping)
+
+    def adopt(self) -> HolderState | None:
+        """Find the tree of our last incarnation: its state if it lives; else clear up what it left."""
+        try:
+            self._marker = msgspec.json.decode(self._tree_path.read_bytes(), type=_Tree).marker
+        except (OSError, msgspec.DecodeError):
+            return None
+        link = holding.connect(self._socket, 0.0)
+        if link is None:
+            holding.last_words(self._socket)
+            self._sweep()
+            return None
+        states = self._wait_for_first_state(link)
+        self._attach(link)
+        for state in states:
+            self.state = state
+        if self.state is not None and self.state.gone_s is not None:
+            self._heard(self.state)
+        return self.state if self.alive else None
+
+    def _wait_for_first_state(self, link: holding.HolderLink) -> list[HolderState]:
+        # The holder speaks first on every connection, at once; only a hung one keeps us to the deadline.
+        end_s = time.monotonic() + 1.0
+        while time.monotonic() < end_s:
+            states = link.receive()
+            if states is None or states:
+                return states or []
+            os.sched_yield()
+        return []
+
+    def adopted(self, ready: bool) -> None:
+        """The tree that was found is the one we want: take it as starting, or as ready."""
+        self._step(Event.start)
+        if ready:
+            self._step(Event.proved)
+
+    def start(
+        self, argv: Sequence[str], env: Mapping[str, str], expires_s: float, grace_s: float, root_fd: int,
+        note: dict[str, str | int | float | None],
+    ) -> None:
+        """Start the program; what comes of it arrives at on_change and on_gone."""
+        marker = os.urandom(16).hex()
+        spec = HolderSpec(
+            service=self.name, argv=tuple(argv), env=dict(env), cwd=os.environ.get("HOME") or "/", socket=self._socket,
+            log=str(self._log_path), log_max_bytes=self._shell.boot.settings.log_max_mb << 20,
+            log_keep=self._shell.boot.settings.log_keep, expires_s=expires_s, grace_s=grace_s, marker=marker, note=note,
+            site=holding.site_folder(),
+        )
+        self.state, self._failed_why, self._pending_release = None, None, None
+        try:
+            write_atomic(self._tree_path, msgspec.json.encode(_Tree(marker)))
+            process = holding.launch(spec, root_fd)
+        except OSError as error:
+            self.cannot_start(f"its holder cannot be started: {error}")
+            return
+        self._step(Event.start)
+        self._marker, self._process = marker, process
+        self._connect_by_s = time.monotonic() + CONNECT_WITHIN_S
+        # Bound to this process: the holder before it may not have been reaped yet.
+        self._shell.watch(process, lambda: self._holder_ended(process))
+        self._connect()
+
+    def cannot_start(self, why: str) -> None:
+        """Something is in the way of a start: counts as a death, so that it is tried again after a backoff."""
+        self._step(Event.start)
+        self._failed_why = why
+        self._gone(None)
+
+    def renew(self, expires_s: float) -> None:
+        if self._link is not None and not self.releasing:
+            self._link.send(Renew(expires_s=expires_s))
+
+    def remember(self, note: dict[str, str | int | float | None]) -> None:
+        """Have the holder keep this for our next incarnation."""
+        if self._link is not None:
+            self._link.send(Note(note=note))
+
+    def proved(self) -> None:
+        self._step(Event.proved)
+        self._on_change()
+
+    def release(self, grace_s: float, reason: str) -> None:
+        """End the tree; SIGKILL to what is left after grace_s. Again with a smaller grace shortens it."""
+        if not self.alive:
+            return
+        order = Release(grace_s=grace_s, reason=reason)
+        if self._link is not None:
+            self._link.send(order)
+        else:
+            self._pending_release = order
+        self._step(Event.stop)
+
+    def fail(self, why: str) -> None:
+        """It does not do its work: kill it, and count that as a death of its own."""
+        self._failed_why = why
+        self.release(0.0, why)
+
+    def give_up(self) -> None:
+        """A restart cannot mend it."""
+        self._step(Event.give_up)
+
+    def reset(self) -> None:
+        """The operator says: try again."""
+        self.failures = restart.Failures()
+        self._shell.cancel(f"backoff-{self.name}")
+        self._step(Event.reset)
+
+    # --- within -----------------------------------------------------------------------------------------
+
+    def _step(self, event: Event) -> None:
+        self.life, _ = lifecycle.step(self.life, event, time.monotonic())
+
+    def _connect(self) -> None:
+        link = holding.connect(self._socket, 0.0)
+        if link is not None:
+            self._attach(link)
+            if self._pending_release is not None:
+                link.send(self._pending_release)
+            return
+        if time.monotonic() < self._connect_by_s:
+            self._shell.at(f"connect-{self.name}", time.monotonic() + CONNECT_EVERY_S, self._connect)
+            return
+        self._shell.log.error("%s: its holder does not answer; killing it", self.name)
+        self._failed_why = "its holder did not answer"
+        if self._process is not None:
+            signal.pidfd_send_signal(self._process.pidfd, signal.SIGKILL)  # its end leads to the sweep
+
+    def _attach(self, link: holding.HolderLink) -> None:
+        self._link = link
+        self._shell.watch(link, self._readable)
+
+    def _detach(self) -> None:
+        if self._link is not None:
+            self._shell.unwatch(self._link)
+            self._link.close()
+            self._link = None
+
+    def _readable(self) -> None:
+        if self._link is None:
+            return
+        states = self._link.receive()
+        for state in states or ():
+            self._heard(state)
+        if states is None and self._link is not None:
+            self._detach()
+            self._shell.log.error("%s: its holder is gone; killing what it left", self.name)
+            self._failed_why = self._failed_why or "its holder was killed"
+            self._sweep()
+
+    def _heard(self, state: HolderState) -> None:
+        self.state = state
+        if state.gone_s is not None:
+            self._detach()
+            self._gone(state)
+            return
+        if state.releasing is not None and not self.releasing and self.life.phase in ALIVE:
+            # The holder ends the tree by itself: the server died, or the lease ran out.
+            self._failed_why = self._failed_why or (state.releasing if state.status is None else None)
+        self._on_change()
+
+    def _holder_ended(self, process: holding.HolderProcess) -> None:
+        self._shell.unwatch(process)
+        process.reap()
+        process.close()
+        if process is not self._process:
+            return
+        self._process = None
+        if self.alive and self._link is None:
+            self._shell.cancel(f"connect-{self.name}")
+            words = holding.last_words(self._socket)
+            if words is not None and words.marker == self._marker:
+                self.state = words
+                self._gone(words)
+            else:
+                self._failed_why = self._failed_why or "its holder died"
+                self._sweep()
+
+    def _sweep(self) -> None:
+        """The holder is dead or lost to us: make sure of it, then kill what carries its marker, until nothing does."""
+        if self._marker is None:
+            return
+        if self.state is not None:
+            procs.signal_process(self.state.pid, self.state.start, signal.SIGKILL)
+        if holding.sweep(self._marker, self._shell.log.warning):
+            self._shell.at(f"sweep-{self.name}", time.monotonic() + SWEEP_EVERY_S, self._sweep)
+            self._on_change()
+        else:
+            self._gone(None)
+
+    def _gone(self, state: HolderState | None) -> None:
+        now_s = time.monotonic()
+        self._marker = None
+        self._tree_path.unlink(missing_ok=True)
+        asked = self._failed_why is None and (self.releasing or self.life.phase is Phase.stopped)
+        if asked:
+            self._step(Event.gone)
+        elif self.life.phase is not Phase.failed:
+            self.deaths += 1
+            if self.releasing:
+                self.life = msgspec.structs.replace(self.life, phase=Phase.ready)  # killed because it failed
+            self.failures, delay_s = restart.after_failure(self.failures, self.policy, now_s, random.random())
+            if delay_s is None:
+                self._step(Event.give_up)
+            else:
+                self._step(Event.gone)
+                self._shell.at(f"backoff-{self.name}", now_s + delay_s, self._backoff_over)
+        self._on_gone(state, asked)
+        self._on_change()
+
+    @property
+    def failed_why(self) -> str | None:
+        return self._failed_why
+
+    def _backoff_over(self) -> None:
+        if self.life.phase is Phase.backoff:
+            self._step(Event.reset)  # back to stopped: the worker starts it again if it is still wanted
+            self._on_change()

@@ -1,0 +1,266 @@
+"""The resolver's questions to Slurm: what to ask next, how often, and what the answers mean.
+
+Two slots, one for jobs and one for the node, so that a controller that hangs on one question never delays the other.
+At most one call every CALL_EVERY_S on average (a burst of two), however many jobs arrive.
+"""
+
+import logging
+import random
+import time
+from collections.abc import Callable
+
+from llmwd.adapters import slurm
+from llmwd.adapters.slurm import Answer, Call
+from llmwd.config import Settings
+from llmwd.core import gres, slurmnode
+from llmwd.core.claims import Claims, NodeReading
+from llmwd.core.gres import Failure
+from llmwd.core.slurmnode import SlurmNode
+from llmwd.messages import SourceState
+from llmwd.vocab import Source
+from llmwd.workers.base import Shell
+
+CALL_EVERY_S = 0.1
+BURST = 2
+# How old a reading may be when a lease is granted on it.
+FRESH_S = 6.0
+# After a call that failed, the node is asked again no sooner than this.
+FAILED_AGAIN_S = 5.0
+IDLE_RECONCILE_S = 60.0
+
+
+class SlurmDesk:
+    """Keeps `claims` fed. `changed()` is called after every answer."""
+
+    def __init__(self, shell: Shell, claims: Claims, host: str, changed: Callable[[], None]):
+        self._shell = shell
+        self._claims = claims
+        self._host = host
+        self._changed = changed
+        self.node: SlurmNode | None = None
+        self.idle = False  # nothing is leased and nothing wanted: ask less often
+        self.grant_waits = False  # a lease could be granted, were there a fresh reading
+        self.last_error = ""
+        self._said: set[str] = set()
+        self._calls: dict[str, tuple[Call, str, float]] = {}  # slot -> (call, what, when asked)
+        self._tokens = float(BURST)
+        self._tokens_s = time.monotonic()
+        self._node_due_s = 0.0
+        self._read_ok_s: float | None = None
+        self._listing_due = False
+        named = Source.gresused.value in shell.boot.settings.detection
+        wanted = named or "auto" in shell.boot.settings.detection
+        self.state = SourceState(name=Source.gresused, works=False, why="" if wanted else "not in DETECTION")
+        self.applies = wanted and (named or slurm.installed())
+        if wanted and not self.applies:
+            self.state = SourceState(name=Source.gresused, works=False, why="scontrol and sinfo are not installed here")
+        claims.slurm = self.applies
+
+    # --- what the resolver asks -----------------------------------------------------------------------
+
+    def grant_why(self, now_s: float) -> str:
+        """Why no lease may be granted on what Slurm has said, empty if one may."""
+        if not self.applies:
+            return ""
+        if self._read_ok_s is None:
+            return self.last_error or "slurmctld has not answered yet"
+        started_s = self._claims.reading.started_s
+        if now_s - started_s > FRESH_S:
+            return self.last_error or "slurmctld is being asked once more"
+        return self.last_error
+
+    def node_states(self) -> tuple[str, ...]:
+        return self._claims.reading.claim.states if self._claims.reading else ()
+
+    def pump(self) -> None:
+        """Start what should be asked now; arrange to be called again when something becomes due."""
+        if not self.applies:
+            return
+        now_s = time.monotonic()
+        while (question := self._next(now_s)) is not None and self._take_token(now_s):
+            slot, what, argv = question
+            self._start(slot, what, argv, now_s)
+        self._shell.at("slurm", self._wake_s(now_s), self.pump)
+
+    def reload(self, settings: Settings) -> None:
+        self._node_due_s = 0.0
+
+    def close(self) -> None:
+        for call, _, _ in self._calls.values():
+            call.kill()
+
+    # --- what to ask ----------------------------------------------------------------------------------
+
+    def _next(self, now_s: float) -> tuple[str, str, list[str]] | None:
+        """(slot, what, command) of the most urgent question whose slot is free."""
+        node_free, job_free = "node" not in self._calls, "job" not in self._calls
+        if self.node is None:
+            return ("node", "identity", slurm.node_gres()) if node_free and now_s >= self._node_due_s else None
+        due = self._claims.due(now_s)
+        many = self._claims.urgent() > 1
+        if node_free and many and self._reading_is_older_than_jobs(now_s):
+            return "node", "reading", slurm.node_use(self.node.name)
+        if job_free and due:
+            return "job", due[0], slurm.show_job(due[0])
+        if node_free and self._listing_due:
+            return "node", "listing", slurm.jobs_on(self.node.name)
+        if node_free and now_s >= self._reading_due_s():
+            return "node", "reading", slurm.node_use(self.node.name)
+        if job_free and (leaving := self._claims.unanswered_leaving()):
+            pick = leaving[int(now_s) % len(leaving)]
+            return ("job", pick, slurm.show_job(pick)) if now_s >= self._node_due_s - FAILED_AGAIN_S else None
+        return None
+
+    def _reading_is_older_than_jobs(self, now_s: float) -> bool:
+        reading = self._claims.reading
+        return reading is None or now_s - reading.started_s > CALL_EVERY_S
+
+    def _reading_due_s(self) -> float:
+        reading = self._claims.reading
+        asked_s = reading.started_s if reading else 0.0
+        if self.last_error:
+            return self._node_due_s
+        if self._claims.reading_wanted():
+            return asked_s + CALL_EVERY_S
+        if self._claims.completing():
+            return asked_s + min(1.0, self._shell.boot.settings.reconcile_s)
+        if self.grant_waits:
+            return asked_s + FRESH_S / 2
+        return self._node_due_s
+
+    def _wake_s(self, now_s: float) -> float:
+        times = [call.deadline_s for call, _, _ in self._calls.values()]
+        if "node" not in self._calls:
+            times.append(self._node_due_s if self.node is None else self._reading_due_s())
+        claims_s = self._claims.next_s(now_s)
+        if claims_s is not None:
+            times.append(claims_s)
+        return max(min(times, default=now_s + IDLE_RECONCILE_S), now_s + CALL_EVERY_S / 4)
+
+    def _take_token(self, now_s: float) -> bool:
+        self._tokens = min(BURST, self._tokens + (now_s - self._tokens_s) / CALL_EVERY_S)
+        self._tokens_s = now_s
+        if self._tokens < 1:
+            return False
+        self._tokens -= 1
+        return True
+
+    # --- asking and hearing -----------------------------------------------------------------------------
+
+    def _start(self, slot: str, what: str, argv: list[str], now_s: float) -> None:
+        if slot == "job":
+            self._claims.asked(what)
+        else:
+            settings = self._shell.boot.settings
+            period_s = IDLE_RECONCILE_S if self.idle else settings.reconcile_s
+            self._node_due_s = now_s + period_s * random.uniform(0.85, 1.15)
+        started = slurm.start(argv, self._shell.boot.settings.scontrol_timeout_s)
+        if isinstance(started, Answer):
+            self._heard(what, started, now_s)
+            return
+        self._calls[slot] = (started, what, now_s)
+        self._shell.watch(started, lambda: self._ended(slot))
+        self._shell.at(f"slurm-{slot}", started.deadline_s, lambda: self._overdue(slot))
+
+    def _ended(self, slot: str) -> None:
+        call, what, asked_s = self._calls.pop(slot)
+        self._shell.unwatch(call)
+        self._shell.cancel(f"slurm-{slot}")
+        self._heard(what, call.answer(), asked_s)
+
+    def _overdue(self, slot: str) -> None:
+        call, what, asked_s = self._calls.pop(slot)
+        self._shell.unwatch(call)
+        answer = call.kill()
+        timeout = Answer(None, "", f"no answer within {answer.took_s:.1f} s (Socket timed out)", answer.took_s)
+        self._heard(what, timeout, asked_s)
+
+    def _heard(self, what: str, answer: Answer, asked_s: float) -> None:
+        now_s = time.monotonic()
+        match what:
+            case "identity":
+                self._heard_identity(answer, now_s)
+            case "reading":
+                self._heard_reading(answer, asked_s, now_s)
+            case "listing":
+                self._listing_due = False
+                if answer.status == 0:
+                    ids = frozenset(word for word in answer.stdout.split() if word.isdigit())
+                    self._claims.list(ids, now_s)
+            case job:
+                self._heard_job(job, answer, now_s)
+        self._changed()
+        self.pump()
+
+    def _heard_identity(self, answer: Answer, now_s: float) -> None:
+        settings = self._shell.boot.settings
+        if answer.status == 0 and answer.stdout.strip():
+            self.node, why = slurmnode.find(answer.stdout, self._host, settings.slurm_node)
+            if self.node is not None:
+                self._log.info("this host is Slurm's node %s with %d GPUs", self.node.name, self.node.gpus)
+                self._node_due_s = 0.0
+                return
+            self._absent(why)
+            return
+        failure = gres.classify_failure(answer.stderr)
+        text = gres.read_stderr(answer.stderr, "").why
+        if failure is Failure.no_config or answer.status is None and "No such file" in answer.stderr:
+            self._absent(text)
+            return
+        self._failed(text, now_s)
+
+    def _absent(self, why: str) -> None:
+        """Slurm's programs are here, but this host is not a node of theirs: nothing to ask."""
+        named = Source.gresused.value in self._shell.boot.settings.detection
+        self.state = SourceState(name=Source.gresused, works=False, why=why)
+        if named:
+            self.last_error = f"DETECTION names gresused, and {why}"
+            self._node_due_s = time.monotonic() + IDLE_RECONCILE_S
+            return
+        self.applies = self._claims.slurm = False
+        self._log.info("slurmctld is not asked: %s", why)
+
+    def _heard_reading(self, answer: Answer, asked_s: float, now_s: float) -> None:
+        if answer.status != 0 or not answer.stdout.strip():
+            text = answer.stderr if answer.status != 0 else "sinfo printed nothing about this node"
+            self._failed(gres.read_stderr(text, self.node.name).why if answer.status != 0 else text, now_s)
+            return
+        claim = gres.read_sinfo(answer.stdout, self.node.name)
+        if self.last_error:
+            self._log.info("slurmctld answers again")
+        self.last_error = ""
+        self._read_ok_s = now_s
+        self.state = SourceState(name=Source.gresused, works=True)
+        if claim.gpus is None:
+            self._say_once(f"GresUsed of this node was not understood ({claim.why}): {answer.stdout.strip()!r}")
+            self._listing_due = True
+        else:
+            self._claims.list(frozenset(), now_s)
+        self._claims.read(NodeReading(asked_s, claim), now_s)
+
+    def _failed(self, why: str, now_s: float) -> None:
+        if not self.last_error:
+            self._log.warning("slurmctld does not answer: %s; no new lease until it does", why)
+        self.last_error = f"slurmctld does not answer: {why}"
+        self.state = SourceState(name=Source.gresused, works=False, why=why)
+        self._node_due_s = now_s + FAILED_AGAIN_S
+
+    def _heard_job(self, job: str, answer: Answer, now_s: float) -> None:
+        claim = gres.read_job(answer.stdout, self.node.name, job) if answer.status == 0 else None
+        if claim is None or (claim.gpus is None and not answer.stdout.strip()):
+            failure = gres.classify_failure(answer.stderr)
+            why = gres.read_stderr(answer.stderr, self.node.name).why
+            self._claims.fail(job, failure, why, now_s)
+            return
+        if claim.gpus is None and not claim.completing:
+            self._say_once(f"job {job}: its GPUs were not understood ({claim.why}): {answer.stdout.strip()!r}")
+        self._claims.answer(job, claim, now_s)
+
+    def _say_once(self, text: str) -> None:
+        if text not in self._said and len(self._said) < 1000:
+            self._said.add(text)
+            self._log.warning("%s", text)
+
+    @property
+    def _log(self) -> logging.Logger:
+        return self._shell.log

@@ -1,0 +1,403 @@
+"""The vLLM manager: runs the active profile's model on the leased GPUs, and never decides whether a GPU is free.
+
+It starts vLLM when the lease covers what the profile needs, and ends it when the lease is revoked, shrinks or
+expires. What to do is decided in core/serving.py; the process tree is the holder's (workers/service.py).
+"""
+
+import hashlib
+import os
+import socket
+import time
+from collections.abc import Callable
+
+import msgspec
+
+from llmwd.adapters import http, serverlog
+from llmwd.config import (
+    ConfigError,
+    Loaded,
+    Profile,
+    api_key,
+    base_url,
+    endpoint,
+    load,
+    serve_argv,
+    serve_environment,
+    set_active,
+)
+from llmwd.core import restart
+from llmwd.core.serving import Plan, Serving, plan, shown
+from llmwd.messages import (
+    Done,
+    GpusFact,
+    HolderState,
+    Lease,
+    Refused,
+    Reply,
+    ResetOrder,
+    ServerFact,
+    SwitchOrder,
+)
+from llmwd.vocab import NodePhase, Phase, Reason, Worker
+from llmwd.workers.base import Boot, Shell, repeat_every_s
+from llmwd.workers.service import Service
+
+LOOK_EVERY_S = 0.25  # while loading: whether it answers yet
+PROBE_WITHIN_S = 30.0
+WEDGED_AFTER = 2  # probes in a row without an answer and without a token generated
+BAD_ARGUMENTS_EXIT = 2  # argparse: no restart mends it
+
+
+class Manager:
+    """See the module's text."""
+
+    def __init__(self, shell: Shell):
+        self.shell = shell
+        self.settings = shell.boot.settings
+        self.profile: Profile | None = None
+        self.config_detail = ""
+        self.gpus: GpusFact | None = None
+        self.stopping = False
+        self.failure_detail = ""
+        self.started_profile: Profile | None = None
+        self.tree_lease: Lease | None = None
+        self.tree_gpus: tuple[int, ...] | None = None
+        self.recipe: str | None = None
+        self.argv: tuple[str, ...] = ()
+        self.url: str | None = None
+        self.started_at: float | None = None
+        self.ready_at: float | None = None
+        self.releasing: Reason | None = None
+        self.quiet_probes = 0
+        self.tokens: float | None = None
+        self._probe_of: object = None
+        self._shown: tuple[NodePhase, Reason] | None = None
+        self._since_at = time.time()
+        self._published: ServerFact | None = None
+        self.service = Service(shell, "vllm", "server", self._policy(), self.reconcile, self.on_gone)
+
+    def _policy(self) -> restart.Policy:
+        s = self.settings
+        return restart.Policy(
+            intensity=s.restart_intensity, period_s=s.restart_period_s, first_s=s.backoff_min_s,
+            backoff_min_s=s.backoff_min_s, backoff_max_s=s.backoff_max_s,
+        )
+
+    # --- what happens ------------------------------------------------------------------------------------
+
+    def begin(self, loaded: Loaded) -> None:
+        """First thing: the profile, and the tree that an earlier incarnation may have left."""
+        self._take(loaded)
+        state = self.service.adopt()
+        if state is not None and state.releasing is None:
+            self._remember_tree(state)
+            self.service.adopted(ready=self.ready_at is not None)
+            self.shell.log.info("vLLM (pid %s) taken over, %s", state.server_pid, self.service.life.phase)
+            self._arrange_probe(0.0)
+        self.reconcile()
+
+    def on_gpus(self, fact: GpusFact) -> None:
+        self.gpus = fact
+        self.reconcile()
+
+    def on_reload(self, boot: Boot, loaded: Loaded) -> None:
+        self.settings = boot.settings
+        self.service.policy = self._policy()
+        self._take(loaded)
+        self.reconcile()
+
+    def on_switch(self, order: SwitchOrder, reply: Callable[[Reply], None]) -> None:
+        def loaded(result: Loaded | None) -> None:
+            if result is None or result.profile is None or result.settings is None:
+                problems = tuple(str(problem) for problem in result.problems) if result else ("it could not be read",)
+                reply(Refused(problems=problems))
+                return
+            try:
+                set_active(self.shell.boot.home, order.profile)
+            except (OSError, ConfigError) as error:
+                reply(Refused(problems=(f"active-model.env cannot be set: {error}",)))
+                return
+            self.shell.journal.write("switched", profile=order.profile, by=order.by)
+            self.shell.log.info("switched to %s by %s", order.profile, order.by)
+            self._take(result)
+            self._forgive()
+            reply(Done(detail=f"{order.profile} is the active profile now"))
+            self.reconcile()
+
+        self.shell.load_config(order.profile, loaded)
+
+    def on_reset(self, order: ResetOrder, reply: Callable[[Reply], None]) -> None:
+        self.shell.journal.write("reset", by=order.by)
+
+        def loaded(result: Loaded | None) -> None:
+            if result is not None:
+                self._take(result)
+            self._forgive()
+            reply(Done(detail="failures forgotten"))
+            self.reconcile()
+
+        self.shell.load_config(None, loaded)
+
+    def on_stop(self, within_s: float) -> None:
+        self.stopping = True
+        self.reconcile()
+
+    def on_beat(self) -> None:
+        self.reconcile(repeat=True)
+        self.shell.at("repeat", time.monotonic() + repeat_every_s(self.settings), self.on_beat)
+
+    def _take(self, loaded: Loaded) -> None:
+        """The profile from now on; one that is not valid leaves what runs alone."""
+        if loaded.profile is not None and loaded.settings is not None:
+            self.profile, self.config_detail = loaded.profile, ""
+            return
+        self.profile = None
+        self.config_detail = "; ".join(str(problem) for problem in loaded.problems)
+        for problem in loaded.problems:
+            self.shell.log.error("%s", problem)
+
+    def _forgive(self) -> None:
+        self.failure_detail = ""
+        if self.service.life.phase in (Phase.failed, Phase.backoff):
+            self.service.reset()
+
+    # --- what follows ------------------------------------------------------------------------------------
+
+    def reconcile(self, repeat: bool = False) -> None:
+        """Compare what may run with what runs, take the next step, show it."""
+        now_s = time.monotonic()
+        planned = plan(self._serving(), now_s)
+        if planned.end is not None and not self.service.releasing:
+            self._release(planned.end)
+        elif self.service.alive and planned.end is None and self.gpus is not None and self.gpus.lease is not None:
+            self.service.renew(self.gpus.lease.expires_s)
+        elif planned.run is not None and not self.service.alive and self.service.life.phase is Phase.stopped:
+            self._start(planned.run)
+        if self.gpus is not None and self.gpus.lease is not None and self.gpus.lease.expires_s > now_s:
+            self.shell.at("lease", self.gpus.lease.expires_s, self.reconcile)
+        self._publish(planned, now_s, repeat)
+        if self.stopping and not self.service.alive:
+            self.shell.finish()
+
+    def _release(self, reason: Reason) -> None:
+        # vLLM swallows one SIGTERM while it loads, and nobody waits for an answer then.
+        grace_s = self.settings.yield_grace_s if self.service.life.phase is Phase.ready else 0.0
+        self.releasing = reason
+        self.service.release(grace_s, reason)
+        self.shell.log.warning("giving GPUs %s back: %s", list(self.tree_gpus or ()), reason)
+
+    def _start(self, lease: Lease) -> None:
+        profile, settings = self.profile, self.settings
+        try:
+            argv = serve_argv(profile, settings, len(lease.gpus))
+        except ConfigError as error:
+            self._cannot(str(error))
+            return
+        where = endpoint(profile, settings)
+        if _port_taken(where.host, where.port):
+            self.service.cannot_start(f"port {where.port} is in use by another program: free it, or set SERVER_PORT")
+            return
+        self.started_profile, self.tree_lease, self.tree_gpus = profile, lease, lease.gpus
+        self.recipe, self.argv, self.url = self._recipe_of(profile), tuple(argv), base_url(profile, settings)
+        self.started_at, self.ready_at, self.releasing = time.time(), None, None
+        self.quiet_probes, self.tokens = 0, None
+        env = serve_environment(profile, settings, lease.uuids, os.environ)
+        self.shell.log.info("starting %s on GPUs %s: %s", profile.name, list(lease.gpus), argv[0])
+        self.service.start(argv, env, lease.expires_s, settings.yield_grace_s, self.shell.boot.root_fd, self._note())
+        self.shell.journal.write("server_started", profile=profile.name, gpus=lease.gpus, epoch=lease.epoch)
+        self._arrange_probe(LOOK_EVERY_S)
+        started_s = time.monotonic()
+        self.shell.at("start-timeout", started_s + settings.start_timeout_s, lambda: self._took_too_long(started_s))
+
+    def _took_too_long(self, started_s: float) -> None:
+        if self.service.alive and self.service.life.phase is Phase.starting:
+            self.service.fail(f"not ready {time.monotonic() - started_s:.0f} s after its start (START_TIMEOUT)")
+
+    def _cannot(self, why: str) -> None:
+        self.failure_detail = why
+        self.shell.log.error("%s", why)
+        self.service.give_up()
+
+    def on_gone(self, state: HolderState | None, asked: bool) -> None:
+        """Nothing of the tree is left."""
+        self._journal_release(state, asked)
+        self._probe_of = None
+        self.tree_lease = self.tree_gpus = self.recipe = self.url = self.started_at = self.ready_at = None
+        self.releasing = None
+        if asked:
+            return
+        status = state.status if state is not None else None
+        lines = serverlog.cause(self.shell.boot.logs / "server.log")
+        how = state.error if state is not None and state.error else self.service.failed_why or _how(status)
+        self.failure_detail = f"{how}: {lines}" if lines and status is not None else how
+        self.shell.log.error("vLLM ended by itself: %s (llmwd-ctl logs server)", self.failure_detail)
+        self.shell.journal.write("server_died", how=self.failure_detail, status=status)
+        if (state is not None and state.error) or status == BAD_ARGUMENTS_EXIT:
+            self.service.give_up()
+
+    def _journal_release(self, state: HolderState | None, asked: bool) -> None:
+        if state is None or not asked:
+            return
+        lease_epoch = self.tree_lease.epoch if self.tree_lease else None
+        revocation = self.gpus.revocation if self.gpus is not None else None
+        parts: dict[str, object] = {}
+        if revocation is not None and revocation.epoch == lease_epoch:
+            parts = {name: getattr(revocation, name) for name in ("job", "seen_s", "resolved_s", "revoked_s", "detail")}
+        self.shell.journal.write(
+            "released", reason=self.releasing, epoch=lease_epoch, gpus=self.tree_gpus, signalled_s=state.signalled_s,
+            model_gone_s=state.model_gone_s, gone_s=state.gone_s, killed_s=state.killed_s, **parts,
+        )
+        took_s = (state.gone_s or 0) - (state.signalled_s or state.gone_s or 0)
+        self.shell.log.info("GPUs %s are given back, %.3f s after the signal", list(self.tree_gpus or ()), took_s)
+
+    # --- whether it answers ------------------------------------------------------------------------------
+
+    def _arrange_probe(self, in_s: float) -> None:
+        self.shell.at("probe", time.monotonic() + in_s, self._probe)
+
+    def _probe(self) -> None:
+        if not self.service.alive or self.service.releasing or self.url is None:
+            return
+        profile, url = self.started_profile, self.url
+        self._probe_of = token = object()
+        name, key = endpoint(profile, self.settings).served_as, api_key(profile)
+        self.shell.beside(
+            lambda: http.probe(url, name, key, PROBE_WITHIN_S), lambda answered: self._probed(token, answered)
+        )
+
+    def _probed(self, token: object, answered: http.Answered | None) -> None:
+        if token is not self._probe_of or not self.service.alive or self.service.releasing:
+            return
+        ready = self.service.life.phase is Phase.ready
+        if answered is not None and answered.ok:
+            self.quiet_probes, self.tokens = 0, answered.tokens
+            if not ready:
+                self._ready()
+        elif ready:
+            moved = answered is not None and answered.tokens is not None and answered.tokens != self.tokens
+            self.tokens = answered.tokens if answered is not None else None
+            self.quiet_probes = 0 if moved else self.quiet_probes + 1
+            self.shell.log.warning("the model did not answer a one-token request: %s", answered.why if answered else "")
+            if self.quiet_probes >= WEDGED_AFTER:
+                self.service.fail("it says that it is healthy and answers nothing")
+                return
+        waits_s = self.settings.probe_interval_s if self.service.life.phase is Phase.ready else LOOK_EVERY_S
+        self._arrange_probe(waits_s)
+
+    def _ready(self) -> None:
+        self.ready_at = time.time()
+        self.failure_detail = ""
+        took_s = self.ready_at - (self.started_at or self.ready_at)
+        self.shell.log.info("%s answers at %s, %.1f s after its start", self.started_profile.name, self.url, took_s)
+        self.shell.journal.write("server_ready", profile=self.started_profile.name, took_s=took_s, url=self.url)
+        self.service.remember(self._note())
+        self.service.proved()
+
+    # --- what a next incarnation needs to know -------------------------------------------------------------
+
+    def _note(self) -> dict[str, str | int | float | None]:
+        return {
+            "profile": self.started_profile.name, "recipe": self.recipe, "url": self.url,
+            "gpus": ",".join(map(str, self.tree_gpus)), "epoch": self.tree_lease.epoch,
+            "started_at": self.started_at, "ready_at": self.ready_at,
+        }
+
+    def _remember_tree(self, state: HolderState) -> None:
+        note = state.note
+        loaded = load(self.shell.boot.home, str(note["profile"]))
+        self.started_profile = loaded.profile or self.profile
+        self.recipe, self.url = str(note["recipe"]), str(note["url"])
+        self.tree_gpus = tuple(int(word) for word in str(note["gpus"]).split(",") if word)
+        self.tree_lease = Lease(epoch=int(note["epoch"]), gpus=self.tree_gpus, uuids=(), granted_s=0.0, expires_s=0.0)
+        self.started_at, self.ready_at = note["started_at"], note["ready_at"]
+
+    def _recipe_of(self, profile: Profile) -> str:
+        """What the server would be started with, but for the GPUs: if this changes, it has to be started anew."""
+        argv = serve_argv(profile, self.settings, profile.num_gpus)
+        env = serve_environment(profile, self.settings, (), os.environ)
+        return hashlib.sha256(msgspec.json.encode([argv, sorted(env.items())])).hexdigest()
+
+    # --- what is shown -----------------------------------------------------------------------------------
+
+    def _serving(self) -> Serving:
+        return Serving(
+            gpus=self.gpus, phase=self.service.life.phase, alive=self.service.alive, tree_gpus=self.tree_gpus,
+            recipe=self.recipe, wanted_recipe=self._wanted_recipe(),
+            profile_gpus=self.profile.num_gpus if self.profile else 0, config_detail=self.config_detail,
+            failure_detail=self.failure_detail, releasing_reason=self._releasing_reason(), stopping=self.stopping,
+        )
+
+    def _releasing_reason(self) -> Reason | None:
+        state = self.service.state
+        if self.releasing is None and self.service.alive and state is not None and state.releasing is not None:
+            return Reason.lease_expired if state.releasing == Reason.lease_expired else Reason.server_backoff
+        return self.releasing if self.service.alive else None
+
+    def _wanted_recipe(self) -> str | None:
+        if self.profile is None:
+            return None
+        if self._recipe_key is not self.profile or self._recipe_settings is not self.settings:
+            try:
+                self._recipe_value = self._recipe_of(self.profile)
+            except ConfigError as error:
+                self._recipe_value, self.config_detail = None, str(error)
+            self._recipe_key, self._recipe_settings = self.profile, self.settings
+        return self._recipe_value
+
+    _recipe_key: Profile | None = None
+    _recipe_settings: object = None
+    _recipe_value: str | None = None
+
+    def _publish(self, planned: Plan, now_s: float, repeat: bool) -> None:
+        node_phase, reason, detail = shown(self._serving())
+        if self._shown != (node_phase, reason):
+            self.shell.journal.write("phase", phase=node_phase, reason=reason, detail=detail)
+            if self._shown is None or self._shown[0] is not node_phase:
+                self._since_at = time.time()
+            self._shown = (node_phase, reason)
+        state = self.service.state if self.service.alive else None
+        profile = self.started_profile if self.service.alive else self.profile
+        served = endpoint(profile, self.settings).served_as if profile else None
+        fact = ServerFact(
+            profile=profile.name if profile else None, model_name=profile.model_name if profile else None,
+            served_as=served, wanted_gpus=planned.wanted_gpus, phase=self.service.life.phase, node_phase=node_phase,
+            reason=reason, detail=detail, since_at=self._since_at,
+            holding=self.tree_gpus if self.service.alive and self.tree_gpus else (),
+            lease_epoch=self.tree_lease.epoch if self.tree_lease else None,
+            pid=state.server_pid if state else None, holder_pid=state.pid if state else None, url=self.url,
+            bin=profile.llm_bin if profile else None, argv=self.argv if self.service.alive else (),
+            ready_at=self.ready_at, started_at=self.started_at, deaths=self.service.deaths, at_s=now_s,
+        )
+        before, self._published = self._published, fact
+        if repeat or before is None or msgspec.structs.replace(before, at_s=now_s) != fact:
+            self.shell.publish(fact)
+
+
+def _how(status: int | None) -> str:
+    if status is None:
+        return "it ended without a word"
+    return f"killed by signal {-status}" if status < 0 else f"exit code {status}"
+
+
+def _port_taken(host: str, port: int) -> bool:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as trial:
+        trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            trial.bind((host, port))
+        except OSError:
+            return True
+    return False
+
+
+def main(shell: Shell) -> None:
+    """Set the manager up in its process."""
+    manager = Manager(shell)
+    shell.on_stop(manager.on_stop)
+    shell.on_reload(manager.on_reload)
+    shell.answer(SwitchOrder, manager.on_switch)
+    shell.answer(ResetOrder, manager.on_reset)
+    manager.begin(load(shell.boot.home))
+    shell.subscribe(Worker.resolver, manager.on_gpus)
+    manager.on_beat()
+    shell.ready()
