@@ -161,6 +161,7 @@ class Root:
         ours, theirs = line_pair()
         pid = os.fork()
         if pid == 0:
+            ours.close()  # or this worker would never see the line end
             self._be_child(child, theirs)
         theirs.close()
         child.pid, child.pidfd, child.line = pid, os.pidfd_open(pid), ours
