@@ -1,0 +1,74 @@
+"""models, check, and switch-model.sh in front of them."""
+
+import json
+import subprocess
+
+from tests.ctl.stand import CHECKOUT
+
+
+def activate(stand, name):
+    (stand.dirs.home / "active-model.env").symlink_to(f"models/{name}.env")
+
+
+def switch_model(stand, *words):
+    return subprocess.run(
+        [CHECKOUT / "switch-model.sh", *words], env=stand.env, capture_output=True, text=True, timeout=60
+    )
+
+
+def test_the_list_is_the_seeds(stand):
+    for name in ("qwen3-coder-fp8", "glm-4.7-flash", "minimax-m2.5"):
+        stand.profile(name)
+    activate(stand, "glm-4.7-flash")
+    expected = "  * glm-4.7-flash  (active)\n    minimax-m2.5\n    qwen3-coder-fp8\n"
+    assert stand.ctl("models").stdout == expected
+    assert switch_model(stand).stdout == expected
+
+
+def test_a_profile_with_mistakes_is_marked(stand):
+    stand.profile("good")
+    (stand.dirs.home / "models/bad.env").write_text("VLLM_ARGS=''\n")
+    assert stand.ctl("models").stdout == "    bad  (not valid: llmwd-ctl check bad)\n    good\n"
+
+
+def test_json_lists_name_active_and_problems(stand):
+    stand.profile("good")
+    (stand.dirs.home / "models/bad.env").write_text("VLLM_ARGS=''\n")
+    activate(stand, "good")
+    bad, good = json.loads(stand.ctl("models", "--json").stdout)
+    assert good == {"name": "good", "active": True, "problems": []}
+    assert (bad["name"], bad["active"]) == ("bad", False) and "MODEL_NAME" in bad["problems"][0]
+
+
+def test_without_any_profile_it_says_so(stand):
+    done = stand.ctl("models")
+    assert done.returncode == 1 and "there is no profile in" in done.stderr
+
+
+def test_check_passes_a_right_profile_and_finds_a_missing_program(stand):
+    stand.profile("good")
+    activate(stand, "good")
+    assert stand.ctl("check").returncode == 0
+    (stand.dirs.home / "venv/bin/vllm").unlink()
+    done = stand.ctl("check")
+    assert done.returncode == 1
+    assert "LLM_BIN" in done.stderr and "venv/bin/vllm" in done.stderr and "etc/config.env" in done.stderr
+
+
+def test_switch_model_switches(stand):
+    stand.profile("a")
+    stand.profile("b")
+    assert switch_model(stand, "b").returncode == 0
+    assert switch_model(stand).stdout == "    a\n  * b  (active)\n"
+
+
+def test_switch_model_to_an_unknown_name_lists_the_known_ones(stand):
+    stand.profile("a")
+    done = switch_model(stand, "nope")
+    assert done.returncode == 1 and "there is no profile nope" in done.stderr and "  a\n" in done.stderr
+
+
+def test_switch_model_takes_no_options_and_one_name(stand):
+    assert switch_model(stand, "--wait").returncode == 2
+    assert switch_model(stand, "a", "b").returncode == 2
+    assert switch_model(stand, "--help").returncode == 0
