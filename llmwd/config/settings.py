@@ -1,0 +1,169 @@
+"""Every setting of a node: its name, default, unit and meaning. The README's table and `explain settings` print it."""
+
+import msgspec
+
+from llmwd.config import values
+from llmwd.vocab import Source
+
+
+class SettingSpec(msgspec.Struct, frozen=True):
+    """One setting. `default` is written as in a settings file; `parse` turns such text into the value or raises
+    ValueError with what it must be; `by_profile`: a profile may set it for itself."""
+
+    name: str
+    parse: values.Parser
+    default: str
+    meaning: str
+    unit: str = ""
+    by_profile: bool = False
+
+    @property
+    def field(self) -> str:
+        """Its name in `Settings`: lower case, times with `_s`."""
+        return self.name.lower() + ("_s" if self.unit == "s" else "")
+
+    @property
+    def kind(self) -> str:
+        """What a value must be, in words ("a whole number from 1 to 64")."""
+        return self.parse.wanted
+
+
+_SOURCES = tuple(source.value for source in Source)
+
+SETTINGS: tuple[SettingSpec, ...] = (
+    SettingSpec("NUM_GPUS", values.integer(1, 64), "1", "How many GPUs to claim for vLLM.", "GPUs", True),
+    SettingSpec("NTFY_TOPIC", values.topic(), "", "The ntfy topic that notices go to; empty: no notices."),
+    SettingSpec("NTFY_SERVER", values.url(), "https://ntfy.sh", "The ntfy server."),
+    SettingSpec(
+        "NTFY_PRIORITY",
+        values.choice("min", "low", "default", "high", "max", "urgent", "1", "2", "3", "4", "5"),
+        "default",
+        "The priority of an ordinary notice.",
+    ),
+    SettingSpec(
+        "CUDA_SETUP", values.flag(), "false", "Whether this node needs the two CUDA overrides below.", by_profile=True
+    ),
+    SettingSpec(
+        "CUDA12_LIB",
+        values.path(),
+        "",
+        "With CUDA_SETUP: the CUDA 12 library folder, put first in vLLM's LD_LIBRARY_PATH.",
+        by_profile=True,
+    ),
+    SettingSpec(
+        "CUDA_HOME_OVERRIDE",
+        values.path(),
+        "",
+        "With CUDA_SETUP: the CUDA toolkit that becomes vLLM's CUDA_HOME.",
+        by_profile=True,
+    ),
+    SettingSpec(
+        "LLM_VENV", values.path(), "$LLMWD_HOME/.venv", "The virtual environment that vLLM is in.", by_profile=True
+    ),
+    SettingSpec(
+        "LLM_BIN", values.path(), "$LLM_VENV/bin/vllm", "The vllm program, run as it is named here.", by_profile=True
+    ),
+    SettingSpec("SERVER_PORT", values.integer(1, 65535), "8000", "The port that vLLM answers on, on 127.0.0.1."),
+    SettingSpec(
+        "HF_HOME", values.path(), "", "Hugging Face's folder for downloaded models; empty: its own default.", "", True
+    ),
+    SettingSpec("TUNNEL_HOSTNAME", values.hostname(), "", "The public name of the tunnel; empty: no tunnel."),
+    SettingSpec("TUNNEL_ID", values.tunnel_id(), "", "The tunnel's UUID (`cloudflared tunnel list` shows it)."),
+    SettingSpec("TUNNEL_NAME", values.text(), "", "The tunnel's name, only shown."),
+    SettingSpec("CLOUDFLARED_BIN", values.text(), "cloudflared", "The cloudflared program: a name on PATH or a path."),
+    SettingSpec(
+        "CLOUDFLARED_CREDS", values.path(), "$HOME/.cloudflared/$TUNNEL_ID.json", "The tunnel's credentials file."
+    ),
+    SettingSpec(
+        "POLL_INTERVAL", values.seconds(0.05, 60), "0.25", "How often to look for jobs where inotify does not work.", "s"
+    ),
+    SettingSpec(
+        "DETECTION", values.names("auto", *_SOURCES), "auto", "Which sources of detection to use; auto: all that work."
+    ),
+    SettingSpec("SIM_GPUS", values.integer(0, 64), "0", "How many GPUs to simulate; 0: real ones.", "GPUs"),
+    SettingSpec("SIM_DIR", values.path(), "", "The folder of simulated jobs; empty: sim in the runtime folder."),
+    SettingSpec("SLURM_NODE", values.node(), "", "This node's name in Slurm; empty: found out."),
+    SettingSpec(
+        "GPU_MAP", values.gpu_map(), "", "Slurm's GPU index to NVML's index or UUID, such as 0=3,1=2; empty: found out."
+    ),
+    SettingSpec(
+        "RESOLVE_DEADLINE",
+        values.seconds(0.05, 60),
+        "1.0",
+        "A job whose GPUs are not known after this counts as one on ours.",
+        "s",
+    ),
+    SettingSpec("SCONTROL_TIMEOUT", values.seconds(0.1, 120), "5", "The longest that one scontrol call may take.", "s"),
+    SettingSpec("RECONCILE", values.seconds(0.1, 3600), "15", "How often everything is compared with Slurm anew.", "s"),
+    SettingSpec(
+        "RESUME_AFTER", values.seconds(0, 86400), "10", "How long enough GPUs must have been free before a start.", "s"
+    ),
+    SettingSpec(
+        "LEASE_TTL", values.seconds(2, 300), "10", "vLLM ends by itself when its lease is not renewed for this long.", "s"
+    ),
+    SettingSpec(
+        "YIELD_GRACE", values.seconds(0, 30), "1.0", "How long a serving vLLM has between SIGTERM and SIGKILL.", "s"
+    ),
+    SettingSpec(
+        "START_TIMEOUT", values.seconds(1, 86400), "1800", "A model that is not ready by then is started again.", "s"
+    ),
+    SettingSpec(
+        "PROBE_INTERVAL", values.seconds(0.1, 86400), "60", "How often an idle model has to answer a one-token request.", "s"
+    ),
+    SettingSpec(
+        "RESTART_INTENSITY", values.integer(1, 1000), "5", "This many deaths within RESTART_PERIOD are too many.", "deaths"
+    ),
+    SettingSpec("RESTART_PERIOD", values.seconds(1, 86400), "300", "The period in which deaths are counted.", "s"),
+    SettingSpec("BACKOFF_MIN", values.seconds(0.01, 3600), "1", "The first wait before a restart; it doubles.", "s"),
+    SettingSpec("BACKOFF_MAX", values.seconds(0.01, 86400), "300", "The longest wait before a restart.", "s"),
+    SettingSpec("LOG_LEVEL", values.choice("debug", "info", "warning", "error"), "info", "What the logs tell."),
+    SettingSpec("LOG_MAX_MB", values.integer(1, 10000), "20", "The size at which a log is rotated.", "MB"),
+    SettingSpec("LOG_KEEP", values.integer(0, 100), "5", "How many rotated logs are kept.", "files"),
+)
+BY_NAME: dict[str, SettingSpec] = {spec.name: spec for spec in SETTINGS}
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True):
+    """The node's settings, checked. `*_s` are seconds; texts and paths are "" where nothing is set.
+
+    `gpu_map` goes from Slurm's GPU index to NVML's index (digits) or UUID. `cuda_setup` to `llm_bin`, `num_gpus` and
+    `hf_home` are what holds without a profile's own word: to serve, take them from the profile.
+    """
+
+    num_gpus: int
+    ntfy_topic: str
+    ntfy_server: str
+    ntfy_priority: str
+    cuda_setup: bool
+    cuda12_lib: str
+    cuda_home_override: str
+    llm_venv: str
+    llm_bin: str
+    server_port: int
+    hf_home: str
+    tunnel_hostname: str
+    tunnel_id: str
+    tunnel_name: str
+    cloudflared_bin: str
+    cloudflared_creds: str
+    poll_interval_s: float
+    detection: tuple[str, ...]
+    sim_gpus: int
+    sim_dir: str
+    slurm_node: str
+    gpu_map: dict[int, str]
+    resolve_deadline_s: float
+    scontrol_timeout_s: float
+    reconcile_s: float
+    resume_after_s: float
+    lease_ttl_s: float
+    yield_grace_s: float
+    start_timeout_s: float
+    probe_interval_s: float
+    restart_intensity: int
+    restart_period_s: float
+    backoff_min_s: float
+    backoff_max_s: float
+    log_level: str
+    log_max_mb: int
+    log_keep: int
