@@ -1,0 +1,256 @@
+"""The holder when something breaks: its manager, the root, its service, the disk, what it is told."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from llmwd.adapters import holding, procs
+from llmwd.messages import HolderState, Note, Release
+from tests.adapters.held import hold, running  # noqa: F401
+from tests.waiting import wait_until
+
+
+def test_a_service_that_ends_by_itself_is_told_with_its_exit_code(hold):
+    held = hold("--exit-after", "0.3", "--exit-code", "3")
+    state = held.until(lambda state: state.gone_s)
+    assert (state.status, state.releasing, state.error) == (3, None, "")
+
+
+def test_an_engine_does_not_outlive_its_killed_server(hold):
+    held = hold("--engine", "--fork-grandchild")
+    got = held.report()
+    os.kill(got["pid"], signal.SIGKILL)
+    state = held.until(lambda state: state.gone_s)
+    told = next(state for state in held.heard if state.status is not None)
+    assert told.status == -9 and told.gone_s is None and set(got["pids"]["engine"]) <= set(told.pids)
+    assert state.releasing == "server_exited" and state.model_gone_s
+    assert not running(sum(got["pids"].values(), []))
+
+
+def test_a_deaf_engine_does_not_outlive_its_killed_server(hold):
+    held = hold("--engine", "--ignore-term", grace_s=0.2)
+    os.kill(held.report()["pid"], signal.SIGKILL)
+    assert held.until(lambda state: state.gone_s).killed_s
+
+
+def test_the_death_of_the_root_ends_the_tree(hold):
+    root_end, end = os.pipe()
+    held = hold("--engine", "--fork-grandchild", root_fd=root_end)
+    os.close(root_end)
+    held.report()
+    assert held.until(lambda state: state.server_pid).releasing is None
+    os.close(end)
+    assert held.until(lambda state: state.gone_s).releasing == "root_gone"
+
+
+def test_sigterm_to_the_holder_ends_the_tree(hold):
+    held = hold("--engine", "--ignore-term", grace_s=0.2)
+    held.report()
+    held.until(bool)
+    procs.signal_process(held.process.pid, procs.start_ticks(held.process.pid), signal.SIGTERM)
+    assert held.until(lambda state: state.gone_s).releasing == "holder_terminated"
+
+
+def test_a_killed_manager_comes_back_and_finds_its_server(hold):
+    held = hold("--engine", connected=False)
+    held.report()
+    program = (
+        "import sys; from llmwd.adapters import holding; link = holding.connect(sys.argv[1], 30);"
+        "print(bool(link), flush=True); sys.stdin.read()"
+    )
+    manager = subprocess.Popen(
+        [sys.executable, "-c", program, held.spec.socket], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    assert manager.stdout.readline() == b"True\n"
+    manager.kill()
+    manager.wait()
+    manager.stdin.close()
+    manager.stdout.close()
+    state = held.connect().until(bool)
+    assert state.releasing is None and state.server_pid == held.report()["pid"] and len(state.pids) == 2
+    assert held.released().gone_s
+
+
+def test_a_manager_that_is_killed_takes_neither_holder_nor_server_along(hold, tmp_path):
+    held = hold()  # gives the spec; a second one is launched by a process that dies
+    spec = tmp_path / "spec"
+    fields = msgspec.structs.replace(held.spec, socket=str(tmp_path / "s2"), env=held.spec.env | {"FAKE_REPORT": str(tmp_path / "r2")})
+    spec.write_bytes(msgspec.json.encode(fields))
+    program = (
+        "import msgspec, os, sys; from llmwd.adapters import holding; from llmwd.messages import HolderSpec;"
+        "holding.launch(msgspec.json.decode(open(sys.argv[1], 'rb').read(), type=HolderSpec), None);"
+        "link = holding.connect(sys.argv[2], 30); os.kill(os.getpid(), 9)"
+    )
+    ended = subprocess.run([sys.executable, "-c", program, str(spec), fields.socket], timeout=60)
+    assert ended.returncode == -9
+    wait_until((tmp_path / "r2").exists)
+    link = holding.connect(fields.socket, 5)
+    state = wait_until(link.receive)[-1]
+    assert running([state.pid, state.server_pid]) == [state.pid, state.server_pid]
+    link.send(Release(grace_s=1, reason="test"))
+    wait_until(lambda: any(state.gone_s for state in link.receive() or []))
+    link.close()
+    wait_until(lambda: not running([state.pid]))
+
+
+def test_what_a_killed_holder_leaves_is_found_and_killed(hold):
+    held = hold("--engine", "--fork-grandchild", "--ignore-term")
+    got = held.report()
+    mine = {got["pid"], *got["pids"]["engine"], *got["pids"]["grandchild"]}
+    assert {pid for pid, _ in procs.find_marked(held.spec.marker)} == mine
+    os.kill(held.process.pid, signal.SIGKILL)
+    wait_until(lambda: not running([got["pid"]]), what="the death signal of the server")
+    assert running(got["pids"]["engine"]), "the engine should have been left for the sweep"
+    said: list[str] = []
+    assert holding.sweep(held.spec.marker, said.append, within_s=30) == []
+    assert not running(mine) and len(said) == 2
+
+
+def test_a_dead_holders_socket_is_in_nobodys_way(hold, tmp_path):
+    path = tmp_path / "stale"
+    stale = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    stale.bind(str(path))
+    stale.close()
+    assert holding.connect(str(path), 0) is None
+    assert hold(socket=str(path)).until(bool).server_pid
+    assert oct(path.stat().st_mode)[-3:] == "600"
+
+
+def test_a_living_holders_socket_is_not_taken_away(hold, capfd):
+    held = hold()
+    second = holding.launch(held.spec, None)
+    wait_until(lambda: second.reap() is not None)
+    assert second.reap() == 1
+    second.close()
+    assert "another holder answers" in capfd.readouterr().err
+    assert held.released().gone_s
+
+
+@pytest.mark.parametrize(
+    "packet",
+    [b"x", b"[" * 60_000, b"{}", b"[]", b"null", b'{"type":"renew"}', b'{"type":"renew","expires_s":NaN}', b"\xff\0",
+     b'{"type":"renew","expires_s":true}', b'{"type":"note","note":1}', b'{"type":"release","grace_s":"now","reason":""}',
+     b'{"type":"unheard-of"}', b"a" * 100_000, b'{"type":"renew","expires_s":1e999}'],
+    ids=range(14),
+)  # fmt: skip
+def test_garbage_is_ignored_and_written_down(hold, packet):
+    held = hold("/bin/sleep", "1000")
+    held.until(bool)
+    held.link.sock.setblocking(True)
+    held.link.sock.send(packet)
+    held.link.sock.setblocking(False)
+    wait_until(lambda: "a packet was ignored" in held.output())
+    state = held.released()
+    assert state.releasing == "test" and state.expires_s == held.spec.expires_s
+
+
+def test_many_links_are_served(hold):
+    held = hold("/bin/sleep", "1000")
+    links = [holding.connect(held.spec.socket, 5) for _ in range(12)]
+    assert wait_until(links[-1].receive)[0].server_pid
+    links[-1].send(Release(grace_s=1, reason="last"))
+    wait_until(lambda: any(state.gone_s for state in links[-1].receive() or []))
+    for link in links:
+        link.close()
+
+
+def test_a_reader_that_reads_nothing_harms_nobody(hold):
+    held = hold("/bin/sleep", "1000")
+    deaf = held.link
+    held.link = holding.connect(held.spec.socket, 5)
+    for number in range(2000):
+        wait_until(lambda: held.link.send(Note(note={"number": number})))
+        held.listen()
+    held.until(lambda state: state.note == {"number": 1999})
+    newest: list[HolderState] = []
+    wait_until(lambda: newest.extend(deaf.receive() or []) or (newest and newest[-1].note == {"number": 1999}))
+    deaf.close()
+
+
+@pytest.mark.parametrize(
+    "argv, why",
+    [
+        (("/nowhere/vllm", "serve"), "cannot start /nowhere/vllm: No such file or directory"),
+        (("/proc/version",), "cannot start /proc/version: Permission denied"),
+        (("/bin/echo", "a\0b"), "cannot start /bin/echo: embedded null byte"),
+    ],
+)
+def test_what_cannot_be_started_is_told_in_a_sentence(hold, argv, why):
+    held = hold(*argv)
+    state = held.until(lambda state: state.gone_s)
+    assert (state.error, state.server_pid, state.status) == (why, None, None)
+
+
+def test_a_missing_interpreter_and_a_missing_folder_are_told_too(hold, tmp_path):
+    script = tmp_path / "vllm"
+    script.write_text("#!/nowhere/python\n")
+    script.chmod(0o755)
+    told = hold(str(script)).until(lambda state: state.gone_s).error
+    assert told == f"cannot start {script}: the interpreter named in its first line does not exist"
+    told = hold("/bin/echo", cwd="/nowhere").until(lambda state: state.gone_s).error
+    assert told == "cannot run in the folder /nowhere: No such file or directory"
+
+
+def test_why_nothing_could_be_started_is_kept_if_nobody_asks(hold):
+    held = hold("/nowhere/vllm", connected=False)
+    assert held.ended() == 0
+    assert "cannot start" in holding.last_words(held.spec.socket).error
+
+
+def test_a_full_disk_stops_neither_the_service_nor_its_end(hold):
+    held = hold("--chatter", "200000", log="/dev/full")
+    held.report()
+    assert held.released().gone_s
+    held.link.close()
+    assert held.ended() == 0 and Path("/dev/full").is_char_device()
+
+
+def test_lost_output_is_counted_once_the_disk_has_room_again(hold, tmp_path):
+    log = tmp_path / "not-yet" / "log"
+    lost = tmp_path / "lost"
+    program = f"""
+import pathlib, time
+print('lost', flush=True)
+pathlib.Path({str(lost)!r}).touch()
+for number in range(10_000):
+    print(number, flush=True)
+    time.sleep(0.01)
+"""
+    hold(sys.executable, "-c", program, log=str(log))
+    wait_until(lost.exists)
+    log.parent.mkdir()
+    wait_until(lambda: log.exists() and "could not be written here" in log.read_text())
+
+
+def test_a_log_that_hangs_does_not_hold_up_the_end(hold, tmp_path):
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)  # opening it for writing waits for a reader for ever, as a dead file server does
+    held = hold("--engine", "--chatter", "10", log=str(fifo))
+    held.report()
+    assert held.released().gone_s
+    held.link.close()
+    assert held.ended() == 0
+
+
+def test_last_words_of_others_and_nonsense_are_not_believed(tmp_path):
+    path = tmp_path / "s"
+    assert holding.last_words(str(path)) is None
+    Path(f"{path}.last").write_text("{nonsense")
+    assert holding.last_words(str(path)) is None
+
+
+def test_a_link_to_a_holder_that_is_not_understood_counts_as_closed(tmp_path):
+    here, there = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    here.setblocking(False)
+    link = holding.HolderLink(here)
+    assert link.receive() == []
+    there.send(b'{"type":"state","from":"the future"}')
+    assert link.receive() is None and link.receive() is None
+    there.close()
+    link.close()
