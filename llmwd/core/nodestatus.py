@@ -285,6 +285,11 @@ def spell_gpus(gpus: tuple[int, ...] | None) -> str:
     return ",".join(str(first) if first == last else f"{first}-{last}" for first, last in runs) or "none"
 
 
+def name_gpus(gpus: tuple[int, ...]) -> str:
+    """`no GPU`, `GPU 3` or `GPUs 0-2,5`."""
+    return f"GPU{'s' if len(gpus) > 1 else ''} {spell_gpus(gpus)}" if gpus else "no GPU"
+
+
 def age_s(since: str | None, now_at: float) -> float | None:
     """Seconds from an ISO time of the status to the wall time `now_at`."""
     return None if since is None else now_at - datetime.fromisoformat(since).timestamp()
@@ -301,7 +306,7 @@ def summary_rows(status: Status, now_at: float) -> list[tuple[str, str]]:
         name = status.model.name if status.model.name != status.model.profile else None
         rows.append(("model", " · ".join(part for part in (status.model.profile, name) if part)))
     if status.lease is not None:
-        rows.append(("lease", f"GPUs {spell_gpus(status.lease.gpus)} · epoch {status.lease.epoch}"))
+        rows.append(("lease", f"{name_gpus(status.lease.gpus)} · epoch {status.lease.epoch}"))
     if server.pid is not None:
         ready = age_s(server.ready_since, now_at)
         told = f"ready for {spell_duration(ready)}" if ready is not None else str(server.phase)
@@ -322,4 +327,4 @@ def summary_rows(status: Status, now_at: float) -> list[tuple[str, str]]:
 def _spell_job(job: ShownJob) -> str:
     if job.gpus is None:
         return f"{job.id} on GPUs nobody could tell"
-    return f"{job.id} on GPUs {spell_gpus(job.gpus)}" if job.gpus else f"{job.id} without GPUs"
+    return f"{job.id} on {name_gpus(job.gpus)}" if job.gpus else f"{job.id} without GPUs"

@@ -13,7 +13,7 @@ import msgspec
 
 from llmwd import messages as wire
 from llmwd import vocab
-from llmwd.core.nodestatus import spell_gpus
+from llmwd.core.nodestatus import name_gpus
 from llmwd.ctl.arguments import as_json
 from llmwd.ctl.program import examples
 
@@ -168,5 +168,4 @@ def gres(form: str, node: str, job: str | None, as_json: bool, file: typing.Bina
     elif gpus is None:
         click.echo(f"not decidable, so it counts as a conflict: {claim.why}")
     else:
-        where = f"GPUs {spell_gpus(gpus)}" if gpus else "no GPU"
-        click.echo(f"{where} of {node}" + (f" ({claim.why})" if claim.why else ""))
+        click.echo(f"{name_gpus(gpus)} of {node}" + (f" ({claim.why})" if claim.why else ""))

@@ -1,6 +1,7 @@
 """What goes to a person's screen as a table. rich does widths, wrapping, colours, NO_COLOR and pipes."""
 
 from rich.console import Console
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
@@ -49,15 +50,13 @@ def show_status(status: Status, now_at: float) -> None:
         console.print(_indented(_pairs(notes)))
 
 
-def _indented(content) -> Table:
-    grid = Table.grid(padding=(0, 0, 0, 2))
-    grid.add_row(content)
-    return grid
+def _indented(content) -> Padding:
+    return Padding(content, (0, 0, 0, 2), expand=False)
 
 
 def _pairs(rows: list[tuple[str, str]]) -> Table:
     grid = Table.grid(padding=(0, 2, 0, 0))
-    grid.add_column(style=QUIET, no_wrap=True, min_width=7)
+    grid.add_column(style=QUIET, no_wrap=True, min_width=9)
     grid.add_column(overflow="fold")
     for label, text in rows:
         grid.add_row(label, Text(text))
@@ -101,8 +100,8 @@ def _notes(status: Status) -> list[tuple[str, str]]:
     notes += [(each.name, each.detail) for each in status.workers if each.detail and each.phase != Phase.ready]
     works = ", ".join(source.name for source in status.sources if source.works)
     if status.sources:
-        notes.append(("sources", works or "none: nothing tells about Slurm's jobs, so nothing is started"))
-    label = "not"
+        notes.append(("detection", works or "none: nothing tells about Slurm's jobs, so nothing is started"))
+    label = "not here"
     for source in status.sources:
         if not source.works:
             notes.append((label, f"{source.name}: {source.why}" if source.why else source.name))

@@ -7,7 +7,7 @@ import click
 import msgspec
 
 from llmwd.adapters.rundir import Dirs
-from llmwd.core.nodestatus import spell_duration, spell_gpus
+from llmwd.core.nodestatus import name_gpus, spell_duration, spell_gpus
 from llmwd.ctl.arguments import DURATION, GPUS, JOB, as_json
 from llmwd.ctl.place import Look, find_place, look, not_running, served_home
 from llmwd.ctl.program import Refusal, examples
@@ -50,7 +50,7 @@ def job(gpus: tuple[int, ...], for_s: float | None, as_json: bool) -> None:
     if as_json:
         click.echo(msgspec.json.encode(made).decode())
         return
-    where = f"on GPUs {spell_gpus(gpus)}" if gpus else "without GPUs"
+    where = f"on {name_gpus(gpus)}" if gpus else "without GPUs"
     until = f"for {spell_duration(for_s)}" if for_s else f"until `llmwd-ctl simulate end {made.id}`"
     click.echo(made.id)  # alone on standard output: JOB=$(llmwd-ctl simulate job …)
     click.echo(f"simulated job {made.id} {where}, {until}", err=True)

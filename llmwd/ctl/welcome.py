@@ -9,7 +9,7 @@ import msgspec
 
 from llmwd.adapters import procs
 from llmwd.adapters.rundir import Dirs, read_fact
-from llmwd.core.nodestatus import spell_duration, spell_gpus
+from llmwd.core.nodestatus import name_gpus, spell_duration, spell_gpus
 from llmwd.ctl.arguments import DURATION
 from llmwd.ctl.place import LOOK_EVERY_S, Look, Running, find_place, served_home, watch
 from llmwd.ctl.program import INTERRUPTED, Refusal, examples
@@ -83,7 +83,7 @@ def next_steps(dirs: Dirs, seen: Look, attach: str) -> list[str]:
     status = seen.status
     gpus = spell_gpus(status.lease.gpus) if status.lease else "none"
     lines = [
-        f"{status.model.profile} is being served on {status.node}, GPUs {gpus}.",
+        f"{status.model.profile} is being served on {status.node}, {name_gpus(status.lease.gpus if status.lease else ())}.",
         "",
         "Chat with it:",
         *(f"  {line}" for line in curl_lines(dirs, seen)),
@@ -93,6 +93,7 @@ def next_steps(dirs: Dirs, seen: Look, attach: str) -> list[str]:
         lines += [
             "Let a simulated job take its GPUs for half a minute, and look what happens:",
             f"  bin/llmwd-ctl simulate job --gpus {gpus} --for 30s; bin/llmwd-ctl status",
+            "",
         ]
     return lines + _always(attach)
 

@@ -182,7 +182,7 @@ def test_the_rows_say_what_is_served_where_and_who_is_here():
     assert rows["model"] == "glm · org/GLM"
     assert rows["lease"] == "GPUs 2-3 · epoch 3"
     assert rows["server"] == "http://127.0.0.1:8000 · pid 500 · ready for 3m 12s"
-    assert rows["jobs"] == "9 on GPUs 0; 10 on GPUs nobody could tell"
+    assert rows["jobs"] == "9 on GPU 0; 10 on GPUs nobody could tell"
 
 
 def test_the_rows_say_how_long_a_hold_lasts_and_whose_it_is():
