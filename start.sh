@@ -100,32 +100,38 @@ prepare_model() {
     problems=$("$ctl" check 2>&1) || refuse "this has to be mended first:"$'\n'"$problems"
 }
 
-# In tmux. The tmux server may be older than this shell, so it has another environment: ours goes there
-# in a file that only we can read (an argument would show it to every user of the node).
+# The runtime and the log folder, made private to us: the line `runtime`, the line `logs`.
+find_folders() {
+    "$LLMWD_PYTHON" -I -c 'import os, sys
+from llmwd.adapters import rundir
+dirs = rundir.find_dirs(os.environ)
+try:
+    rundir.prepare(dirs)
+except rundir.DirError as error:
+    sys.exit(f"start: {error}")
+print(dirs.runtime, dirs.logs, sep="\n")'
+}
+
+# The tmux server may be older than this shell, so it has another environment: ours goes there in a file
+# that only we can read (an argument would show it to every user of the node).
 # shellcheck disable=SC2016
 in_pane='size=$TERM; . "$1"; rm -f -- "$1"; export TERM=$size
 "$2/bin/llmwd-supervisor"; status=$?
-((status == 0)) || { printf "\nllmwd-supervisor ended with exit code %s. Enter closes this window.\n" "$status"; read -r; }'
+((status == 0)) || { echo "$status" >"$3"; printf "\nllmwd-supervisor ended with exit code %s. Enter closes this window.\n" "$status"; read -r; }'
 
 start_in_tmux() {
-    local file
-    file=$(mktemp) || return 1
+    local file how=(new-session -d -s "$session")
+    file=$(mktemp "$runtime/start.XXXXXX") || return 1
     (unset TMUX TMUX_PANE TERM SHLVL PWD OLDPWD; export -p) >"$file"
-    local how=(new-session -d -s "$session")
     tmux has-session -t "=$session" 2>/dev/null && how=(new-window -d -t "=$session:")
-    pane=$(tmux "${how[@]}" -P -F '#{pane_id}' -n llmwd -c "$root" bash -c "$in_pane" llmwd "$file" "$root") && return
+    pane=$(tmux "${how[@]}" -P -F '#{pane_id}' -n llmwd -c "$root" bash -c "$in_pane" llmwd "$file" "$root" "$ended") && return
     rm -f -- "$file"
     return 1
 }
 
 start_detached() {
-    local logs
-    logs=$("$LLMWD_PYTHON" -I -c 'import os
-from llmwd.adapters.rundir import find_dirs
-print(find_dirs(os.environ).logs)') || exit 1
-    log=$logs/start.log
-    (umask 077; mkdir -p "$logs") || refuse "the log folder $logs cannot be made"
-    setsid nohup "$root/bin/llmwd-supervisor" </dev/null >"$log" 2>&1 &
+    # shellcheck disable=SC2016
+    setsid nohup bash -c '"$1/bin/llmwd-supervisor" || echo "$?" >"$2"' llmwd "$root" "$ended" </dev/null >"$log" 2>&1 &
     say "$1: it runs detached, and what it says goes to $log"
 }
 
@@ -153,12 +159,15 @@ if "$ctl" status --json >/dev/null; then
 fi
 prepare_model
 
-pane='' log='' attach=()
+folders=$(find_folders) || exit 1
+runtime=${folders%$'\n'*} log=${folders#*$'\n'}/start.log ended=${folders%$'\n'*}/start.ended
+rm -f -- "$ended"
+pane='' attach=(--ended "$ended")
 if ! command -v tmux >/dev/null; then
     start_detached "there is no tmux here"
 elif start_in_tmux; then
     say "llmwd-supervisor runs in the tmux session $session"
-    attach=(--attach "tmux attach -t $session")
+    attach+=(--attach "tmux attach -t $session")
 else
     start_detached "tmux could not open a session"
 fi

@@ -2,6 +2,7 @@
 
 import shlex
 import time
+from pathlib import Path
 from urllib.parse import urlsplit
 
 import click
@@ -24,11 +25,12 @@ PATIENCE_S = 30.0  # for a reason that may pass by itself while workers look aro
 @click.option("--attach", default="", help="The command that shows the supervisor's screen.")
 @click.option("--no-wait", is_flag=True, help="Only until the supervisor is there.")
 @click.option("--timeout", "within_s", type=DURATION, default=3600.0, show_default=True)
+@click.option("--ended", type=click.Path(path_type=Path), help="A file that appears when the supervisor has failed.")
 @click.option("--begin", "begin_s", type=DURATION, default=15.0, show_default=True, help="For the supervisor to be there.")
-def welcome(attach: str, no_wait: bool, within_s: float, begin_s: float) -> None:
+def welcome(attach: str, no_wait: bool, within_s: float, ended: Path | None, begin_s: float) -> None:
     """Watch a start until it serves, or cannot for now; then print what to do next."""
     dirs = find_place()
-    running = _wait_for_root(dirs, begin_s)
+    running = _wait_for_root(dirs, begin_s, ended)
     if no_wait:
         click.echo("\n".join(_always(attach)))
         return
@@ -49,13 +51,15 @@ def welcome(attach: str, no_wait: bool, within_s: float, begin_s: float) -> None
     click.echo("\n".join(_always(attach)))
 
 
-def _wait_for_root(dirs: Dirs, within_s: float) -> Running:
+def _wait_for_root(dirs: Dirs, within_s: float, ended: Path | None) -> Running:
     """The root by its own first fact: asking its lock while it takes it could be in its way."""
     end_s = time.monotonic() + within_s
     while time.monotonic() < end_s:
         told = read_fact(dirs.runtime, "root")
         if told is not None and isinstance(told.fact, RootFact) and procs.alive(told.fact.pid, told.fact.start):
             return told.fact.pid, told.fact.start
+        if ended is not None and ended.exists():
+            raise Refusal("the supervisor could not start:", Exit.not_running)
         time.sleep(LOOK_EVERY_S)
     raise Refusal(f"the supervisor has not come up within {within_s:g} s", Exit.not_running)
 

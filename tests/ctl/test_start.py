@@ -113,12 +113,12 @@ def test_the_first_time_it_makes_the_settings_and_never_touches_them_again(check
 
 def test_the_environment_goes_through_an_older_tmux_server_and_nobody_can_read_it_on_the_way(checkout):
     checkout.tmux("new-session", "-d", "-s", "older")
-    assert checkout.start("--no-wait", HF_TOKEN="it's a secret", TMPDIR=str(checkout.root)).returncode == 0
+    assert checkout.start("--no-wait", HF_TOKEN="it's a secret").returncode == 0
     got = wait_until(checkout.environ)
     assert got["HF_TOKEN"] == "it's a secret"
     assert got["LLMWD_RUNTIME_DIR"] == str(checkout.stand.dirs.runtime)
     assert got["TERM"] != "xterm"  # tmux's own
-    assert not list(checkout.root.glob("tmp.*"))
+    assert not list(checkout.stand.dirs.runtime.glob("start.*"))
     commands = [path.read_bytes() for path in Path("/proc").glob("[0-9]*/cmdline") if path.exists()]
     assert not any(b"it's a secret" in command for command in commands)
 
