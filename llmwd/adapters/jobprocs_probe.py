@@ -35,34 +35,34 @@ def job_id(name: bytes) -> bytes | None:
     return None
 
 
-def jobs_in(text: bytes) -> list[tuple[bytes, bytes]]:
-    """(id, node or "-") in a /proc/PID/cgroup: below the scope of slurmstepd (v2) or slurm[_node]/uid_U (v1)."""
+def places_in(text: bytes) -> list[tuple[bytes | None, bytes]]:
+    """(job, node or "-") in a /proc/PID/cgroup, wherever it is below the scope of slurmstepd (v2) or slurm*/uid_U (v1).
+
+    job None: below it, but in no job's folder (a slurmstepd that has not moved there yet waits in "system").
+    """
     found = []
     for line in text.splitlines() if b"slurm" in text else ():
         if line.endswith(DELETED):
             continue
         parts = line.split(b"/")
         for above, name in zip(parts, parts[1:], strict=False):
+            tree = parts[parts.index(above) - 1]
             if above == SCOPE or above.endswith(b"_" + SCOPE):
-                node, job = above[: -len(SCOPE) - 1], job_id(name)
-            elif above.startswith(b"uid_"):
-                tree = parts[parts.index(above) - 1]
-                node, job = tree[6:], job_id(name) if tree == b"slurm" or tree.startswith(b"slurm_") else None
-            else:
-                continue
-            if job is not None:
-                found.append((job, node or b"-"))
+                found.append((job_id(name), above[: -len(SCOPE) - 1] or b"-"))
+            elif above.startswith(b"uid_") and (tree == b"slurm" or tree.startswith(b"slurm_")):
+                found.append((job_id(name), tree[len(b"slurm_") :] or b"-"))
     return found
 
 
 def jobs_of(pid: str, proc: str) -> set[tuple[bytes, bytes]]:
     """The jobs that a process shows by its cgroups or, for a slurmstepd, by its title."""
-    found = set(jobs_in(read(f"{proc}/{pid}/cgroup")))
+    places = places_in(read(f"{proc}/{pid}/cgroup"))
+    found = {(job, node) for job, node in places if job is not None}
     if read(f"{proc}/{pid}/comm").strip() == b"slurmstepd":  # others' command lines are not read: that can hang
         title = read(f"{proc}/{pid}/cmdline")
         job = title[len(TITLE) :].partition(b".")[0]
         if title.startswith(TITLE) and job.isdigit() and os.stat(f"{proc}/{pid}").st_uid == 0:
-            found.add((job, min(found)[1] if found else b"-"))
+            found.add((job, places[0][1] if places else b"-"))
     return found
 
 

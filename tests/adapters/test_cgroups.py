@@ -255,3 +255,21 @@ def test_our_watches_never_hinder_the_removal_of_a_cgroup(real: tuple[CgroupV2 |
     if source.drain():
         source.scan()
     assert source.jobs() == {}
+
+
+def test_folders_that_come_and_go_leave_no_dead_watch_behind(real: tuple[CgroupV2 | CgroupV1, Path]) -> None:
+    def watches() -> int:
+        return Path(f"/proc/self/fdinfo/{source.fileno()}").read_text().count("inotify ")
+
+    source, scope = real
+    scope.mkdir(parents=True)
+    source.scan()
+    with_scope = watches()
+    for _ in range(3):
+        scope.rmdir()
+        scope.mkdir()
+        source.scan()
+        assert watches() == with_scope
+    scope.rmdir()
+    source.scan()
+    assert watches() == with_scope - 1

@@ -76,6 +76,8 @@ def test_another_nodes_jobs_do_not_count_where_this_node_is_named(tmp_path: Path
     process(tmp_path, V2.format("n1_", "job_1"))
     process(tmp_path, V2.format("n2_", "job_2"), "slurmstepd", b"slurmstepd: [2.batch]\0")
     process(tmp_path, V2.format("", "job_3"))
+    waiting = "0::/system.slice/n2_slurmstepd.scope/system\n"
+    process(tmp_path, waiting, "slurmstepd", b"slurmstepd: [4.batch]\0")
     assert set(look(fake(tmp_path, "n1")) or ()) == {"1", "3"}
 
 

@@ -101,9 +101,10 @@ def test_the_fact_says_which_source_does_not_work_and_why() -> None:
 
 def test_a_simulated_job_never_hides_a_real_one_with_its_id() -> None:
     simulated = Look(source=Source.sim, jobs={"7": ()}, began_s=0.0)
-    state = after(begin(SOURCES, False), simulated)
-    assert seen(state)["7"].gpus == ()
-    assert seen(after(state, look(Source.stepd, "7")))["7"].gpus is None
+    for order in (SOURCES, SOURCES[::-1]):
+        state = after(begin(order, False), simulated)
+        assert seen(state)["7"].gpus == ()
+        assert seen(after(state, look(Source.stepd, "7")))["7"].gpus is None
 
 
 def test_a_folder_alone_is_a_leftover_once_all_processes_were_looked_at_long_after() -> None:

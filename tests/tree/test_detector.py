@@ -2,6 +2,7 @@
 
 import os
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -17,13 +18,15 @@ Make = Callable[..., LoopShell]
 
 @pytest.fixture
 def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Make]:
-    """Starts a detector that sees no Slurm but the one in tmp_path/slurm.conf."""
+    """Starts a detector that sees no Slurm but the one in tmp_path/slurm.conf.
+
+    The cgroups of other tests' nodes may be on the machine: theirs are other names."""
     monkeypatch.setenv("SLURM_CONF", str(tmp_path / "slurm.conf"))
     monkeypatch.setattr(detector.slurm, "show_config", lambda: ["false"])
     made: list[LoopShell] = []
 
     def start(**changes: object) -> LoopShell:
-        shell = LoopShell(tmp_path, **changes)
+        shell = LoopShell(tmp_path, **{"slurm_node": f"none-{uuid.uuid4().hex}", **changes})
         made.append(shell)
         detector.main(shell)  # type: ignore[arg-type]
         return shell
@@ -139,6 +142,10 @@ def test_sockets_are_seen_in_the_folder_that_slurm_conf_names(make: Make, tmp_pa
     shell = make(detection=("auto",))
     shell.until(lambda: shell.facts)
     assert not states(shell)["stepd"].works and fact(shell).scanned
+    shell.cancel("scan")  # the events alone have to do
+    (tmp_path / "spooled").mkdir()
+    shell.turn()
+    assert not states(shell)["stepd"].works, "something else beside it is no spool folder"
     spool.mkdir()
     shell.until(lambda: states(shell)["stepd"].works)
     (spool / "n_77.4294967291").touch()
@@ -219,3 +226,18 @@ def test_stopping_ends_the_loop_and_closes_everything(make: Make) -> None:
 def test_only_local_sources_are_the_detectors() -> None:
     assert detector.chosen(("gresused", "nvml", "sim")) == ((Source.sim,), True)
     assert detector.chosen(("auto",))[1] is False
+
+
+def test_a_broken_source_looks_again_as_soon_as_something_happens(make: Make, tmp_path: Path) -> None:
+    spool = tmp_path / "spool"
+    spool.mkdir()
+    (tmp_path / "slurm.conf").write_text(f"SlurmdSpoolDir={spool}\n")
+    shell = make(detection=("stepd",))
+    shell.until(lambda: shell.facts)
+    shell.cancel("scan")
+    spool.rmdir()
+    spool.symlink_to(spool.name)
+    shell.until(lambda: not fact(shell).scanned)
+    spool.unlink()
+    spool.mkdir()
+    shell.until(lambda: fact(shell).scanned)
