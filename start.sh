@@ -115,7 +115,7 @@ print(dirs.runtime, dirs.logs, sep="\n")'
 # The tmux server may be older than this shell, so it has another environment: ours goes there in a file
 # that only we can read (an argument would show it to every user of the node).
 # shellcheck disable=SC2016
-in_pane='size=$TERM; . "$1"; rm -f -- "$1"; export TERM=$size
+in_pane='. "$1"; rm -f -- "$1"
 "$2/bin/llmwd-supervisor"; status=$?
 ((status == 0)) || { echo "$status" >"$3"; printf "\nllmwd-supervisor ended with exit code %s. Enter closes this window.\n" "$status"; read -r; }'
 
@@ -138,7 +138,7 @@ start_detached() {
 # What the supervisor said before it ended, where the user would not see it.
 why_not_up() {
     if [[ -n $pane ]]; then
-        tmux capture-pane -p -t "$pane" 2>/dev/null | grep . | grep -v 'Enter closes' >&2
+        tmux capture-pane -p -J -S -100 -t "$pane" 2>/dev/null | grep . | grep -v 'Enter closes' >&2
         tmux kill-pane -t "$pane" 2>/dev/null
     else
         tail -n 20 "$log" >&2
@@ -175,5 +175,6 @@ fi
 ((wait)) || attach+=(--no-wait)
 "$ctl" welcome "${attach[@]}"
 status=$?
+rm -f -- "$ended"
 ((status == 3)) && why_not_up
 exit "$status"

@@ -125,7 +125,7 @@ def switch(profile: str, wait: bool, within_s: float) -> None:
         from llmwd.config import set_active
 
         set_active(dirs.home, profile)
-        click.echo(f"{profile} is the active profile; no supervisor is running on {short_host()}, so it starts with it")
+        click.echo(f"{profile} is the active profile; no supervisor is running on {short_host()}, the next start serves it")
         if wait:
             raise not_running()
         return
