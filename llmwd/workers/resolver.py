@@ -135,8 +135,15 @@ class Resolver:
 
     def on_beat(self) -> None:
         self.driver.beat()
+        self._forget_a_lost_manager()
         self.evaluate(repeat=True)
         self.shell.at("repeat", time.monotonic() + repeat_every_s(self.settings), self.on_beat)
+
+    def _forget_a_lost_manager(self) -> None:
+        """A manager in quarantine renews nothing: its tree has ended with the lease it knew, and needs none."""
+        silent_s = time.monotonic() - self.server.at_s if self.server is not None else 0.0
+        if silent_s > 2 * self.settings.lease_ttl_s + self.settings.yield_grace_s and self.server.wanted_gpus:
+            self.server = msgspec.structs.replace(self.server, wanted_gpus=0, holding=())
 
     def _driver_changed(self) -> None:
         if not self.settings.sim_gpus and self.driver.gpus() != self.gpus:
@@ -215,12 +222,11 @@ class Resolver:
         self._arrange(now_s, decision)
 
     def _arrange(self, now_s: float, decision: leases.Decision) -> None:
-        self.desk.idle = self.lease is None and (self.server is None or self.server.wanted_gpus == 0)
+        idle = self.lease is None and (self.server is None or self.server.wanted_gpus == 0)
         waits = self.lease is None and decision.blocked in (Reason.no_evidence, Reason.starting, Reason.resume_delay)
-        if waits and not self.desk.grant_waits:
-            self.desk.grant_waits = True
+        if (idle, waits) != (self.desk.idle, self.desk.grant_waits):
+            self.desk.idle, self.desk.grant_waits = idle, waits
             self.desk.pump()
-        self.desk.grant_waits = waits
         times = [self.claims.next_s(now_s), decision.look_again_s]
         next_s = min((at for at in times if at is not None and at > now_s), default=None)
         if next_s is not None:

@@ -27,6 +27,8 @@ FRESH_S = 6.0
 # After a call that failed, the node is asked again no sooner than this.
 FAILED_AGAIN_S = 5.0
 IDLE_RECONCILE_S = 60.0
+# Jobs that left, on a node whose GresUsed has no indices, are asked for one by one, this often.
+LEAVING_EVERY_S = 1.0
 
 
 class SlurmDesk:
@@ -45,7 +47,10 @@ class SlurmDesk:
         self._calls: dict[str, tuple[Call, str, float]] = {}  # slot -> (call, what, when asked)
         self._tokens = float(BURST)
         self._tokens_s = time.monotonic()
-        self._node_due_s = 0.0
+        self._node_due_s = 0.0  # not before
+        self._node_asked_s = float("-inf")
+        self._jitter = 1.0
+        self._leaving_due_s = 0.0
         self._read_ok_s: float | None = None
         self._listing_due = False
         named = Source.gresused.value in shell.boot.settings.detection
@@ -106,9 +111,11 @@ class SlurmDesk:
             return "node", "listing", slurm.jobs_on(self.node.name)
         if node_free and now_s >= self._reading_due_s():
             return "node", "reading", slurm.node_use(self.node.name)
-        if job_free and (leaving := self._claims.unanswered_leaving()):
+        leaving = self._claims.unanswered_leaving()
+        if job_free and leaving and now_s >= self._leaving_due_s:
+            self._leaving_due_s = now_s + LEAVING_EVERY_S
             pick = leaving[int(now_s) % len(leaving)]
-            return ("job", pick, slurm.show_job(pick)) if now_s >= self._node_due_s - FAILED_AGAIN_S else None
+            return "job", pick, slurm.show_job(pick)
         return None
 
     def _reading_is_older_than_jobs(self, now_s: float) -> bool:
@@ -126,7 +133,8 @@ class SlurmDesk:
             return asked_s + min(1.0, self._shell.boot.settings.reconcile_s)
         if self.grant_waits:
             return asked_s + FRESH_S / 2
-        return self._node_due_s
+        period_s = IDLE_RECONCILE_S if self.idle else self._shell.boot.settings.reconcile_s
+        return max(self._node_due_s, self._node_asked_s + period_s * self._jitter)
 
     def _wake_s(self, now_s: float) -> float:
         times = [call.deadline_s for call, _, _ in self._calls.values()]
@@ -135,6 +143,8 @@ class SlurmDesk:
         claims_s = self._claims.next_s(now_s)
         if claims_s is not None:
             times.append(claims_s)
+        if self._claims.unanswered_leaving():
+            times.append(self._leaving_due_s)
         return max(min(times, default=now_s + IDLE_RECONCILE_S), now_s + CALL_EVERY_S / 4)
 
     def _take_token(self, now_s: float) -> bool:
@@ -151,9 +161,8 @@ class SlurmDesk:
         if slot == "job":
             self._claims.asked(what)
         else:
-            settings = self._shell.boot.settings
-            period_s = IDLE_RECONCILE_S if self.idle else settings.reconcile_s
-            self._node_due_s = now_s + period_s * random.uniform(0.85, 1.15)
+            self._node_asked_s, self._jitter = now_s, random.uniform(0.85, 1.15)
+        self._log.debug("asking Slurm: %s", " ".join(argv))
         started = slurm.start(argv, self._shell.boot.settings.scontrol_timeout_s)
         if isinstance(started, Answer):
             self._heard(what, started, now_s)

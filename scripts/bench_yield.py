@@ -1,0 +1,255 @@
+#!/usr/bin/env python3
+"""How long a yield takes on a real Slurm node, watched from outside, and what llmwd costs while it idles.
+
+    scripts/bench_yield.py                       20 yields with a server that exits at once on SIGTERM
+    scripts/bench_yield.py --server vllm -n 20   with real vLLM (the embedded one) serving four streams
+    scripts/bench_yield.py --idle 60             CPU and memory of all our processes over a minute, serving and idle
+
+Needs root and slurm-wlm: it starts a one-node Slurm of its own. The clock starts when the job's cgroup folder appears
+(inotify, in this process) and stops when the last process of the server's tree is gone (pidfds, in this process);
+the parts in between are llmwd's own, from its journal. As something to compare with, the same rounds time one bare
+`scontrol show job`, which every yield has to wait for: the ratio says how far from that floor we are.
+"""
+
+import argparse
+import contextlib
+import http.client
+import json
+import os
+import select
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+from inotify_simple import INotify, flags
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from llmwd.adapters import procs  # noqa: E402
+from tests.slurm.testbed import SlurmNode  # noqa: E402
+from tests.tree.supervised import Supervised  # noqa: E402
+from tests.waiting import wait_until  # noqa: E402
+
+EMBEDDED = Path(
+    os.environ.get("LLMWD_EMBEDDED_DIR")
+    or Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local/share") / "llmwd/embedded"
+)
+GPUS = 8
+PARTS = ("resolved", "revoked", "signalled", "model gone", "gone")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("-n", type=int, default=20, help="yields (default 20)")
+    parser.add_argument("--server", choices=("fake", "vllm"), default="fake")
+    parser.add_argument("--streams", type=int, default=4, help="streams served while the job arrives (vllm only)")
+    parser.add_argument("--idle", type=float, metavar="SECONDS", help="measure CPU and memory instead")
+    parser.add_argument("--json", type=Path, help="write every round to this file as well")
+    asked = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="bench-") as folder, SlurmNode(Path(folder) / "s") as node:
+        tree = supervised(node, Path(folder) / "l", asked.server)
+        tree.start()
+        try:
+            tree.serving(within_s=300)
+            if asked.idle:
+                idle(tree, asked.idle)
+                return
+            rounds = [one_yield(node, tree, asked, number) for number in range(asked.n)]
+        finally:
+            tree.close()
+    report(rounds, asked)
+    if asked.json:
+        asked.json.write_text(json.dumps(rounds, indent=1))
+
+
+def supervised(node: SlurmNode, folder: Path, server: str) -> Supervised:
+    settings = {"DETECTION": "auto", "SLURM_NODE": node.node, "SIM_GPUS": GPUS, "LEASE_TTL": 10, "RECONCILE": 15,
+                "RESUME_AFTER": 0.5, "LOG_LEVEL": "info"}
+    tree = Supervised(folder, settings, environ=node.env)
+    if server == "vllm":
+        tree.write_settings(LLM_VENV=EMBEDDED / "venv", LLM_BIN=EMBEDDED / "venv/bin/vllm")
+        tree.write_profile(
+            "fake", MODEL_NAME=EMBEDDED / "smollm2-135m", NUM_GPUS=1,
+            VLLM_ARGS="--served-model-name fake --max-model-len 2048 --enforce-eager",
+        )
+        with (tree.home / "models/fake.env").open("a") as file:
+            file.write("export VLLM_CPU_KVCACHE_SPACE=1 HF_HUB_OFFLINE=1\n")
+    return tree
+
+
+# --- one yield --------------------------------------------------------------------------------------------
+
+
+def one_yield(node: SlurmNode, tree: Supervised, asked: argparse.Namespace, number: int) -> dict:
+    """A job on all GPUs arrives, the tree goes, the job ends, the server comes back."""
+    status = tree.serving(within_s=300)
+    holder = next(pid for pid in _parents(status["server"]["pid"]))
+    watch = INotify()
+    watch.add_watch(str(node.scope), flags.CREATE)
+    known = len(tree.journal("released"))
+    clients = [Stream(tree.port) for _ in range(asked.streams if asked.server == "vllm" else 0)]
+    for client in clients:
+        wait_until(lambda client=client: client.tokens > 2, 60, what="a stream that flows")
+    pidfds = {pid: os.pidfd_open(pid) for pid in procs.descendants(holder)}
+    job = node.sbatch("exec sleep 600", f"--gres=gpu:{GPUS}")
+    appeared_s = _appeared(watch, job)
+    gone_s = _all_gone(pidfds)
+    release = wait_until(lambda: tree.journal("released")[known:], 30)[0]
+    bare = time.perf_counter()
+    subprocess.run(["scontrol", "--local", "show", "job", str(job), "-d"], env={**os.environ, **node.env},
+                   stdout=subprocess.DEVNULL, check=True)
+    bare = time.perf_counter() - bare
+    seen_s = release["seen_s"]
+    found = {
+        "total": gone_s - appeared_s, "scontrol": release["resolved_s"] - seen_s, "bare scontrol": bare,
+        "event": seen_s - appeared_s, "resolved": release["resolved_s"] - appeared_s,
+        "revoked": release["revoked_s"] - appeared_s, "signalled": release["signalled_s"] - appeared_s,
+        "model gone": release["model_gone_s"] - appeared_s, "gone": release["gone_s"] - appeared_s,
+        "killed": release["killed_s"] is not None,
+        "clients": [client.outcome(appeared_s) for client in clients],
+    }
+    found["own"] = found["total"] - found["scontrol"]
+    node.scancel(job)
+    print(f"  yield {number + 1:3}: {found['total'] * 1e3:8.1f} ms", *sorted({c["end"] for c in found["clients"]}),
+          file=sys.stderr, flush=True)
+    return found
+
+
+def _parents(pid: int) -> list[int]:
+    found = procs.stat(pid)
+    return [found.ppid]
+
+
+def _appeared(watch: INotify, job: int) -> float:
+    """Monotonic time at which the job's folder was made."""
+    end_s = time.monotonic() + 60
+    while time.monotonic() < end_s:
+        for event in watch.read(timeout=1000):
+            if event.name == f"job_{job}":
+                now_s = time.monotonic()
+                watch.close()
+                return now_s
+    raise SystemExit(f"job {job} did not appear")
+
+
+def _all_gone(pidfds: dict[int, int]) -> float:
+    """Monotonic time at which the last of them ended."""
+    poller = select.poll()
+    for fd in pidfds.values():
+        poller.register(fd, select.POLLIN)
+    left, last_s = set(pidfds.values()), time.monotonic()
+    while left:
+        for fd, _ in poller.poll(60_000) or sys.exit("the tree did not end"):
+            poller.unregister(fd)
+            left.discard(fd)
+            last_s = time.monotonic()
+    for fd in pidfds.values():
+        os.close(fd)
+    return last_s
+
+
+class Stream(threading.Thread):
+    """A client that reads one long streamed answer, and remembers how it ended."""
+
+    def __init__(self, port: int):
+        super().__init__(daemon=True)
+        self.port, self.tokens, self.end, self.end_s = port, 0, "none", 0.0
+        self.start()
+
+    def run(self) -> None:
+        last = ""
+        try:
+            connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
+            body = {"model": "fake", "stream": True, "max_tokens": 1500, "ignore_eos": True, "temperature": 0,
+                    "messages": [{"role": "user", "content": "Tell me a very long story about a mountain."}]}
+            connection.request("POST", "/v1/chat/completions", json.dumps(body), {"Content-Type": "application/json"})
+            for line in connection.getresponse():
+                text = line.decode().strip()
+                if text:
+                    last, before = text, last
+                    self.tokens += 1
+            self.end = _ending(before, last)
+        except (OSError, http.client.HTTPException) as error:
+            self.end = f"cut ({type(error).__name__})"
+        self.end_s = time.monotonic()
+
+    def outcome(self, appeared_s: float) -> dict:
+        self.join(timeout=60)
+        return {"end": self.end, "after": self.end_s - appeared_s, "tokens": self.tokens}
+
+
+def _ending(before: str, last: str) -> str:
+    if "[DONE]" not in last:
+        return "cut"
+    if '"error"' in before:
+        return "error event, [DONE]"
+    return "abort, [DONE]" if '"abort"' in before else "[DONE]"
+
+
+def report(rounds: list[dict], asked: argparse.Namespace) -> None:
+    print(f"\n{len(rounds)} yields, {asked.server} server, milliseconds from the job's cgroup folder:")
+    print(f"{'':28}{'min':>9}{'median':>9}{'p99':>9}")
+    rows = [("total, seen from outside", "total"), ("  own part (total - scontrol)", "own"), ("  event seen", "event")]
+    rows += [(f"  {part}", part) for part in PARTS]
+    rows += [("scontrol, as llmwd waited", "scontrol"), ("scontrol, bare", "bare scontrol")]
+    for title, name in rows:
+        values = sorted(entry[name] * 1e3 for entry in rounds)
+        print(f"{title:28}{values[0]:9.1f}{_quantile(values, 0.5):9.1f}{_quantile(values, 0.99):9.1f}")
+    ratio = sorted(entry["total"] / entry["bare scontrol"] for entry in rounds)
+    print(f"{'total / bare scontrol':28}{ratio[0]:9.2f}{_quantile(ratio, 0.5):9.2f}{_quantile(ratio, 0.99):9.2f}")
+    print(f"SIGKILL was needed in {sum(entry['killed'] for entry in rounds)} of {len(rounds)}")
+    ends: dict[str, list[float]] = {}
+    for entry in rounds:
+        for client in entry["clients"]:
+            ends.setdefault(client["end"], []).append(client["after"] * 1e3)
+    for end, after in sorted(ends.items()):
+        print(f"clients: {len(after):3} streams ended with {end!r}, median {_quantile(sorted(after), 0.5):.0f} ms")
+
+
+def _quantile(values: list[float], part: float) -> float:
+    return values[min(len(values) - 1, round(part * (len(values) - 1)))]
+
+
+# --- idling -----------------------------------------------------------------------------------------------
+
+
+def idle(tree: Supervised, seconds: float) -> None:
+    """CPU (children that ended included) and PSS of the root, the workers and the holder, without the server."""
+    status = tree.status()
+    server = status["server"]["pid"]
+    ours = [status["root"]["pid"], *(worker["pid"] for worker in status["workers"]), *_parents(server)]
+    before, began_s = {pid: _cpu_s(pid) for pid in ours}, time.monotonic()
+    threading.Event().wait(seconds)
+    took_s = time.monotonic() - began_s
+    names = {pid: procs.cmdline(pid).split(b"\0")[0].decode() for pid in ours}
+    total_cpu = total_pss = 0.0
+    print(f"\nidle for {took_s:.0f} s, serving; per process: part of one core, PSS")
+    for pid in ours:
+        cpu, pss = (_cpu_s(pid) - before[pid]) / took_s, _pss_mib(pid)
+        total_cpu, total_pss = total_cpu + cpu, total_pss + pss
+        print(f"  {names[pid]:24}{cpu * 100:8.3f} %{pss:8.1f} MiB")
+    print(f"  {'all together':24}{total_cpu * 100:8.3f} %{total_pss:8.1f} MiB")
+    bare = subprocess.Popen([sys.executable, "-c", "import zmq, msgspec, time; time.sleep(9)"])
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        bare.wait(2)
+    one = _pss_mib(bare.pid)
+    bare.kill()
+    bare.wait()
+    print(f"  one bare Python with zmq and msgspec: {one:.1f} MiB; ours are {total_pss / one:.2f} of it for {len(ours)} processes")
+
+
+def _cpu_s(pid: int) -> float:
+    fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
+    return sum(int(field) for field in fields[11:15]) / os.sysconf("SC_CLK_TCK")
+
+
+def _pss_mib(pid: int) -> float:
+    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("Pss:")) / 1024
+
+
+if __name__ == "__main__":
+    main()

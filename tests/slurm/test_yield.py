@@ -1,0 +1,234 @@
+"""The whole tree beside a real Slurm node: which jobs make it yield, and which do not."""
+
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.slurm.testbed import SlurmNode
+from tests.tree.supervised import Supervised
+from tests.waiting import wait_until
+
+SETTINGS = {"DETECTION": "auto", "LEASE_TTL": 8, "RECONCILE": 3, "RESUME_AFTER": 0.5, "SCONTROL_TIMEOUT": 2}
+
+
+def supervised_beside(node: SlurmNode, folder: Path, **settings: object) -> Supervised:
+    """llmwd for this Slurm node, serving on two of its eight GPUs (the highest)."""
+    return Supervised(folder, {**SETTINGS, "SLURM_NODE": node.node, **settings}, environ=node.env)
+
+
+@pytest.fixture(params=["v2", "v1"])
+def beside(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[SlurmNode, Supervised]]:
+    node = request.getfixturevalue("slurm_node" if request.param == "v2" else "slurm_node_v1")
+    tree = supervised_beside(node, tmp_path).start()
+    yield node, tree
+    tree.close()
+
+
+@pytest.fixture
+def beside_v2(slurm_node: SlurmNode, tmp_path: Path) -> Iterator[tuple[SlurmNode, Supervised]]:
+    tree = supervised_beside(slurm_node, tmp_path).start()
+    yield slurm_node, tree
+    tree.close()
+
+
+def jobs_of(status: dict) -> dict[str, list[int] | None]:
+    return {job["id"]: job["gpus"] for job in status["jobs"]}
+
+
+def wait_for_job(tree: Supervised, job: int, gpus: list[int]) -> dict:
+    def known() -> dict | None:
+        status = tree.status()
+        return status if jobs_of(status).get(str(job)) == gpus else None
+
+    return wait_until(known, 20, every_s=0.05, what=f"job {job} known with GPUs {gpus}")
+
+
+def release_of(tree: Supervised, job: int) -> dict:
+    return wait_until(
+        lambda: next((entry for entry in tree.journal("released") if entry.get("job") == str(job)), None), 30,
+        what=f"the release for job {job}",
+    )
+
+
+def test_only_a_job_on_our_gpus_makes_us_yield_and_we_resume_when_it_is_gone(beside: tuple[SlurmNode, Supervised]) -> None:
+    node, tree = beside
+    before = tree.serving()
+    assert before["lease"]["gpus"] == [6, 7]
+    assert before["node"] == node.node
+
+    no_overlap = node.sbatch("exec sleep 600", "--gres=gpu:2")
+    cpu_only = node.sbatch("exec sleep 600")
+    wait_for_job(tree, no_overlap, [0, 1])
+    status = wait_for_job(tree, cpu_only, [])
+    assert status["phase"] == "serving" and status["server"]["pid"] == before["server"]["pid"]
+    assert [gpu["holder"] for gpu in status["gpus"]] == ["slurm"] * 2 + ["free"] * 4 + ["llmwd"] * 2
+
+    overlap = node.sbatch("exec sleep 600", "--gres=gpu:6")
+    status = tree.phase("waiting")
+    assert status["reason"] == "yielded_to_job" and status["lease"] is None
+    release = release_of(tree, overlap)
+    assert release["seen_s"] <= release["resolved_s"] <= release["revoked_s"] <= release["signalled_s"] <= release["gone_s"]
+    assert release["gone_s"] - release["seen_s"] < 5
+    assert tree.status()["server"]["pid"] is None
+
+    node.scancel(overlap)
+    assert tree.serving()["lease"]["gpus"] == [6, 7]
+
+
+def test_a_job_that_lands_while_the_model_loads_is_a_yield_like_any_other(slurm_node: SlurmNode, tmp_path: Path) -> None:
+    tree = supervised_beside(slurm_node, tmp_path)
+    tree.write_profile("fake", FAKE_READY_AFTER=600, FAKE_SWALLOW_TERM_WHILE_LOADING=1)
+    tree.start()
+    try:
+        tree.phase("loading")
+        job = slurm_node.sbatch("exec sleep 600", "--gres=gpu:8")
+        release = release_of(tree, job)
+        assert release["gone_s"] - release["seen_s"] < 5
+        assert tree.phase("waiting")["reason"] == "yielded_to_job"
+    finally:
+        tree.close()
+
+
+def test_a_job_that_ends_while_another_begins_is_not_missed(beside_v2: tuple[SlurmNode, Supervised]) -> None:
+    node, tree = beside_v2
+    tree.serving()
+    first = node.sbatch("exec sleep 600", "--gres=gpu:1")
+    wait_for_job(tree, first, [0])
+    second = node.sbatch("exec sleep 600", "--gres=gpu:8")  # waits for the first one's GPU
+    node.scancel(first)
+    node.wait_state(second, "RUNNING")
+    release_of(tree, second)
+    status = tree.phase("waiting")
+    assert {gpu["holder"] for gpu in status["gpus"]} == {"slurm"}
+
+
+def test_an_array_of_twenty_jobs_costs_one_yield_and_no_conflict_is_missed(beside_v2: tuple[SlurmNode, Supervised]) -> None:
+    node, tree = beside_v2
+    tree.serving()
+    node.sbatch("exec sleep 2", "--gres=gpu:1", "--array=1-20")  # eight at a time, the last ones on our GPUs
+    tree.phase("waiting")
+    assert tree.status()["reason"] == "yielded_to_job"
+    assert len([entry for entry in tree.journal("released") if entry["reason"] == "yielded_to_job"]) == 1
+    tree.serving(within_s=90)
+    assert len(tree.journal("lease_revoked")) == 1
+    for entry in tree.journal("lease_granted"):
+        assert entry["gpus"] == [6, 7]
+
+
+def test_a_job_cancelled_while_pending_changes_nothing(beside_v2: tuple[SlurmNode, Supervised]) -> None:
+    node, tree = beside_v2
+    pid = tree.serving()["server"]["pid"]
+    node.sbatch("exec sleep 600", "--gres=gpu:2")
+    pending = node.sbatch("exec sleep 600", "--gres=gpu:8")
+    assert node.state(pending) == "PENDING"
+    node.scancel(pending)
+    node.wait_state(pending, "CANCELLED")
+    assert tree.status()["server"]["pid"] == pid
+    assert tree.journal("lease_revoked") == []
+
+
+def test_a_restarted_slurmd_neither_disturbs_us_nor_blinds_us(beside_v2: tuple[SlurmNode, Supervised]) -> None:
+    node, tree = beside_v2
+    pid = tree.serving()["server"]["pid"]
+    node.restart_slurmd()
+    assert tree.status()["server"]["pid"] == pid
+    job = node.sbatch("exec sleep 600", "--gres=gpu:8")
+    release_of(tree, job)
+
+
+def test_a_job_whose_gpus_cannot_be_learned_because_slurmctld_hangs_counts_as_one_on_ours(
+    beside_v2: tuple[SlurmNode, Supervised],
+) -> None:
+    node, tree = beside_v2
+    tree.serving()
+    node.stop_ctld()
+    try:
+        # The controller accepts and never answers; a job's folder appears all the same, as it does on a node whose
+        # controller dies right after it sent a job off.
+        unknown = node.scope / "job_4242"
+        unknown.mkdir()
+        try:
+            release = release_of(tree, 4242)
+            assert release["reason"] == "unknown_job"
+            assert tree.status()["phase"] == "waiting"
+        finally:
+            unknown.rmdir()
+    finally:
+        node.cont_ctld()
+    tree.serving(within_s=60)
+
+
+def test_slurmctld_being_away_alone_stops_no_model_and_no_job_meets_us_meanwhile(
+    beside_v2: tuple[SlurmNode, Supervised],
+) -> None:
+    node, tree = beside_v2
+    pid = tree.serving()["server"]["pid"]
+    node.stop_ctld()
+    try:
+        wait_until(lambda: "gresused" in {s["name"] for s in tree.status()["sources"] if not s["works"]}, 30)
+        assert tree.status()["server"]["pid"] == pid
+    finally:
+        node.cont_ctld()
+
+
+def test_started_in_the_middle_of_running_jobs_it_takes_only_what_they_do_not_have(
+    slurm_node: SlurmNode, tmp_path: Path
+) -> None:
+    job = slurm_node.sbatch("exec sleep 600", "--gres=gpu:7")
+    slurm_node.wait_state(job, "RUNNING")
+    tree = supervised_beside(slurm_node, tmp_path).start()
+    try:
+        status = wait_for_job(tree, job, list(range(7)))
+        assert tree.phase("waiting")["lease"] is None
+        slurm_node.scancel(job)
+        assert tree.serving()["lease"]["gpus"] == [6, 7]
+        assert status["server"]["pid"] is None
+    finally:
+        tree.close()
+
+
+def test_a_leftover_job_folder_counts_until_it_is_certain_that_it_is_one(beside_v2: tuple[SlurmNode, Supervised]) -> None:
+    node, tree = beside_v2
+    tree.serving()
+    job = node.sbatch("exec sleep 0.2", "--gres=gpu:1")
+    wait_until(lambda: node.state(job) == "COMPLETED", 30)
+    leftover = node.scope / f"job_{job}"
+    wait_until(lambda: not leftover.exists(), 30)
+    leftover.mkdir()
+    try:
+        wait_until(lambda: str(job) in jobs_of(tree.status()), 10, every_s=0.05)
+        pid = tree.serving()["server"]["pid"]
+        assert pid is not None
+    finally:
+        leftover.rmdir()
+
+
+def test_one_controller_call_answers_for_a_storm_of_folders(beside_v2: tuple[SlurmNode, Supervised]) -> None:
+    """Two hundred folders of jobs that Slurm does not know, made and removed: no call for each of them."""
+    node, tree = beside_v2
+    tree.serving()
+    began_s = time.monotonic()
+    folders = [node.scope / f"job_{90000 + number}" for number in range(200)]
+    for folder in folders:
+        folder.mkdir()
+    for folder in folders:
+        folder.rmdir()
+    tree.serving(within_s=60)
+    assert tree.status()["jobs"] == []
+    took_s = time.monotonic() - began_s
+    # Counted by llmwd's own debug log of commands it started.
+    calls = [line for line in tree.log("resolver").splitlines() if "asking Slurm:" in line]
+    assert len(calls) <= 10 + took_s * 11
+
+
+def test_sigkill_of_slurmd_and_its_return_is_seen(beside_v2: tuple[SlurmNode, Supervised]) -> None:
+    node, tree = beside_v2
+    pid = tree.serving()["server"]["pid"]
+    node.kill_slurmd(signal.SIGKILL)
+    assert tree.status()["server"]["pid"] == pid
+    node.start_slurmd()
+    job = node.sbatch("exec sleep 600", "--gres=gpu:8")
+    release_of(tree, job)
