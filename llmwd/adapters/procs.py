@@ -120,11 +120,20 @@ def _children_by_task(pid: int) -> list[int]:
 
 def _children_by_scan() -> Callable[[int], list[int]]:
     """The same for kernels without CONFIG_PROC_CHILDREN: one pass over /proc, asked many times."""
-    children: dict[int, list[int]] = {}
+    known: dict[int, list[int]] = {}
     for pid in _pids():
         if found := stat(pid):
-            children.setdefault(found.ppid, []).append(pid)
-    return lambda pid: children.get(pid, [])
+            known.setdefault(found.ppid, []).append(pid)
+    return lambda pid: known.get(pid, [])
+
+
+def _lookup() -> Callable[[int], list[int]]:
+    return _children_by_task if os.path.exists("/proc/thread-self/children") else _children_by_scan()
+
+
+def children(pid: int) -> list[int]:
+    """The children of a process, zombies too."""
+    return _lookup()(pid)
 
 
 def walk(pid: int) -> Iterator[tuple[int, Stat]]:
@@ -133,7 +142,7 @@ def walk(pid: int) -> Iterator[tuple[int, Stat]]:
     A process is yielded before its own children are looked up, so a caller that signals what it gets
     does not wait for the whole tree to be read. Processes forked meanwhile may be missed: walk again.
     """
-    children_of = _children_by_task if os.path.exists("/proc/thread-self/children") else _children_by_scan()
+    children_of = _lookup()
     todo, seen = children_of(pid), {pid}
     while todo:
         later: list[int] = []

@@ -42,7 +42,7 @@ SURVIVOR_AFTER_S = 30.0  # a process that outlives SIGKILL by this long hangs in
 FIRST_WORD_WITHIN_S = 2.0  # an end before the first connection waits this long for one
 LAST_WORD_WITHIN_S = 1.0  # the last state counts as read if a reader closes in order within this time
 LOG_WITHIN_S = 1.0  # how long the log may take to be written after the end
-WATCHED_MOST = 256  # pidfds held at once; further processes are looked at on every turn
+WATCHED_MOST = 128  # pidfds held at once; further processes are looked at on every turn
 
 
 class Holder:
@@ -205,6 +205,8 @@ class Holder:
             if self.kill_at <= now:
                 self.state["killed_s"] = now
             self._signal_tree()
+            if not self.model and self.state["server_pid"]:
+                self._take_for_model(self.state["server_pid"])
             self.state["signalled_s"] = time.monotonic()
             self.socket.publish()
             self.log.say(f"{reason}: {len(self.sent)} processes signalled, {len(self.living)} were alive after it")
@@ -237,28 +239,27 @@ class Holder:
         self.rewalk_s = min(self.rewalk_s * 1.6, REWALK_LAST_S)
 
     def _signal(self, pid: int, start: int, sig: int) -> bool:
-        fd = procs.open_process(pid, start)
-        if fd is None:
-            return False
-        holds = self.state["model_gone_s"] is None and pid not in self.model and self._may_hold_model(pid)
-        done = procs.send(fd, sig)
-        if holds and len(self.model) < WATCHED_MOST:
-            self.loop.watch(fd, lambda: None)  # wakes the loop, which then looks at all of them
-            self.model[pid] = start, fd
-            return done
-        if holds:
-            self.model[pid] = start, None
-        os.close(fd)
-        return done
+        if pid == self.state["server_pid"]:
+            for child in procs.children(pid):  # before the server can end them: it would seem to be alone
+                self._take_for_model(child)
+        else:
+            self._take_for_model(pid)
+        return procs.signal_process(pid, start, sig)
 
-    def _may_hold_model(self, pid: int) -> bool:
-        """Everything but multiprocessing's bookkeeper, and but the API server unless it is alone."""
-        if b"multiprocessing.resource_tracker" in procs.cmdline(pid):
-            return False
+    def _take_for_model(self, pid: int) -> None:
+        """Everything may hold the model but multiprocessing's bookkeeper, and but the server unless it is alone."""
+        if self.state["model_gone_s"] is not None or pid in self.model:
+            return
+        found, fd = procs.stat(pid), None
+        if found is None or found.dead or b"multiprocessing.resource_tracker" in procs.cmdline(pid):
+            return
+        if len(self.model) < WATCHED_MOST:
+            if (fd := procs.open_process(pid, found.start)) is not None:
+                self.loop.watch(fd, lambda: None)  # wakes the loop, which then looks at all of them
+        self.model[pid] = found.start, fd
         main = self.state["server_pid"]
         if pid != main and main in self.model:
             self._let_go(main)
-        return pid != main or not self.model
 
     def _let_go(self, pid: int) -> None:
         _, fd = self.model.pop(pid)

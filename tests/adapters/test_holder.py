@@ -136,6 +136,23 @@ def test_processes_forked_on_sigterm_are_ended_as_well(hold):
     assert state.status == 0 and state.gone_s  # 0: it did go on in a child
 
 
+def test_a_process_forked_unnoticed_after_sigterm_gets_it_too(hold, tmp_path):
+    program = f"""
+import os, pathlib, signal
+def on_term(*_):
+    os.waitpid(os.posix_spawn("/bin/sleep", ["sleep", "1000"], {{}}), 0)
+    os._exit(5)
+signal.signal(signal.SIGTERM, on_term)
+pathlib.Path({str(tmp_path / "set")!r}).touch()
+while True:
+    signal.pause()
+"""
+    held = hold(sys.executable, "-c", program)
+    wait_until((tmp_path / "set").exists)
+    state = held.released(grace_s=60)
+    assert (state.status, state.killed_s) == (5, None)
+
+
 def test_the_model_is_gone_before_a_server_that_hangs(hold):
     held = hold("--engine", "--tracker", "--hang-on-term")
     held.report()

@@ -231,11 +231,47 @@ for number in range(10_000):
 def test_a_log_that_hangs_does_not_hold_up_the_end(hold, tmp_path):
     fifo = tmp_path / "fifo"
     os.mkfifo(fifo)  # opening it for writing waits for a reader for ever, as a dead file server does
-    held = hold("--engine", "--chatter", "10", log=str(fifo))
-    held.report()
+    held = hold("/bin/sh", "-c", "yes & exec sleep 1000", log=str(fifo))
+
+    def blocked() -> bool:
+        return any(procs.cmdline(pid) == b"yes\0" and procs.stat(pid).state == "S" for pid in procs.children(held.until(bool).server_pid))
+
+    wait_until(blocked, what="a full pipe")
     assert held.released().gone_s
     held.link.close()
     assert held.ended() == 0
+
+
+def test_what_is_no_plain_file_is_never_renamed(hold, tmp_path):
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    reader = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)
+    held = hold("--chatter", "20000", log=str(fifo), log_max_bytes=4096)
+    text = b""
+
+    def read_on() -> bool:
+        nonlocal text
+        try:
+            text += os.read(reader, 65536)
+        except BlockingIOError:
+            pass
+        return b"startup complete" in text
+
+    wait_until(read_on, every_s=0.001)
+    os.close(reader)
+    assert fifo.is_fifo() and [path.name for path in tmp_path.glob("fifo*")] == ["fifo"]
+    assert held.released().gone_s
+
+
+def test_a_fault_of_the_holder_itself_leaves_nothing_behind(hold, monkeypatch):
+    fault = "; holder.Holder._obey = lambda *_: 1 / 0; holder.main"
+    monkeypatch.setattr(holding, "_PROGRAM", holding._PROGRAM.replace("; holder.main", fault))
+    held = hold("--engine", "--fork-grandchild", "--ignore-term")
+    got = held.report()
+    held.link.send(Note(note={}))
+    assert held.ended() == 1
+    wait_until(lambda: not running([got["pid"], *sum(got["pids"].values(), [])]))
+    assert "ZeroDivisionError" in held.output()
 
 
 def test_last_words_of_others_and_nonsense_are_not_believed(tmp_path):

@@ -107,6 +107,7 @@ class Signals:
     def on_term(self, *_) -> None:
         if self.loading and self.args.swallow_term_while_loading and not self.swallowed:
             self.swallowed = True
+            print("INFO: SIGTERM swallowed", flush=True)
         elif self.reforks:
             self.reforks -= 1
             if os.fork():
