@@ -30,8 +30,9 @@ from llmwd.spec import ChildSpec
 from llmwd.vocab import Phase
 from llmwd.workers.base import Boot, hung_after_s, run_worker
 
-# What stays after the workers (holders with their trees) gets this long before the root ends all the same.
+# What stays after the workers (holders with their trees) gets this long, then it is killed; asked to end at once, none.
 ORPHANS_WITHIN_S = 10.0
+KILLED_WITHIN_S = 10.0  # only a process that hangs in a driver outlives SIGKILL by this long
 CRASH_EXIT = 70  # EX_SOFTWARE: a worker ended by an exception, its traceback is in its log
 
 
@@ -91,7 +92,9 @@ class Root:
             if self._stopping and not any(child.pid for child in self.children):
                 break
             for key, _ in self._selector.select(self._wait_s()):
-                key.data()
+                # Two workers that die together: what the first event does may have closed the second one's line.
+                if self._selector.get_map().get(key.fd) is key:
+                    key.data()
             # Only now: a root that slept too long must read what the workers sent before it judges them.
             self._check_deadlines(time.monotonic())
         self._wait_for_orphans()
@@ -198,6 +201,8 @@ class Root:
     # --- what happens ---------------------------------------------------------------------------------
 
     def _on_line(self, child: Child) -> None:
+        if child.line is None:
+            return  # reaped earlier in this round
         now_s = time.monotonic()
         for message in child.line.receive():
             child.heard_s = now_s
@@ -295,15 +300,23 @@ class Root:
         """Holders whose manager is gone belong to us now: they end their trees because the root's pipe closes."""
         if not self._at_once:
             os.close(self._root_writer)
-        end_s = time.monotonic() + ORPHANS_WITHIN_S
-        while time.monotonic() < end_s:
+        kill_s = time.monotonic() + (0.0 if self._at_once else ORPHANS_WITHIN_S)
+        while (now_s := time.monotonic()) < kill_s + KILLED_WITHIN_S:
             try:
                 pid, _ = os.waitpid(-1, os.WNOHANG)
             except ChildProcessError:
                 return
-            if pid == 0:
-                self._selector.select(0.05)
-        self._log.error("processes of ours are left after %g s: %s", ORPHANS_WITHIN_S, procs.descendants(os.getpid()))
+            if pid != 0:
+                continue
+            if signal.SIGTERM in self._signals or signal.SIGINT in self._signals or now_s >= kill_s:
+                kill_s = min(kill_s, now_s)
+                # Orphans of a killed holder become our children, so that the next turn finds them.
+                for pid, found in procs.walk(os.getpid()):
+                    procs.signal_process(pid, found.start, signal.SIGKILL)
+            self._selector.select(0.05)
+            while _read_some(self._wake_reader):
+                pass
+        self._log.error("processes of ours outlive SIGKILL: %s", procs.descendants(os.getpid()))
 
     # --- what is shown --------------------------------------------------------------------------------
 

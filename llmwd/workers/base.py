@@ -170,9 +170,9 @@ class Shell:
 
     def run(self) -> None:
         while not self._finished:
-            for key, _ in self._poller.poll(self._wait_ms()):
-                callback = self._callbacks.get(key)
-                if callback is not None:
+            for callback, key in [(self._callbacks.get(key), key) for key, _ in self._poller.poll(self._wait_ms())]:
+                # A callback before this one may have closed this file, and its number may be another's by now.
+                if callback is not None and self._callbacks.get(key) is callback:
                     callback()
             now_s = time.monotonic()
             for name in [name for name, (when_s, _) in self._timers.items() if when_s <= now_s]:
