@@ -17,6 +17,7 @@ from llmwd.adapters.rundir import retain_fact
 from llmwd.messages import Envelope, Fact, Order, Refused, Reply
 
 HIGH_WATER_MARK = 1000
+LARGEST_BYTES = 4 << 20
 
 
 def bus_endpoint(runtime: Path, worker: str) -> str:
@@ -32,6 +33,7 @@ def _socket(context: zmq.Context, kind: int) -> zmq.Socket:
     made.setsockopt(zmq.LINGER, 0)
     made.setsockopt(zmq.SNDHWM, HIGH_WATER_MARK)
     made.setsockopt(zmq.RCVHWM, HIGH_WATER_MARK)
+    made.setsockopt(zmq.MAXMSGSIZE, LARGEST_BYTES)  # a length made of garbage must not be allocated
     return made
 
 
@@ -108,7 +110,6 @@ class DeskServer:
     def __init__(self, context: zmq.Context, runtime: Path, worker: str):
         self._decoder = msgspec.msgpack.Decoder(Order)
         self.socket = _socket(context, zmq.ROUTER)
-        self.socket.setsockopt(zmq.MAXMSGSIZE, 1 << 16)
         self.socket.bind(desk_endpoint(runtime, worker))
 
     def receive(self) -> list[tuple[list[bytes], Order]]:

@@ -5,6 +5,7 @@ the dead-man's switch, release, and clear up when the holder itself has died. Wh
 is followed by a restart, is decided in core/lifecycle.py and core/restart.py.
 """
 
+import contextlib
 import os
 import random
 import signal
@@ -24,12 +25,15 @@ from llmwd.workers.base import Shell
 CONNECT_EVERY_S = 0.005
 CONNECT_WITHIN_S = 10.0
 SWEEP_EVERY_S = 0.05
+OBEYS_WITHIN_S = 1.0  # a release is acknowledged at once; later than this, the holder hangs
 
 
 class _Tree(msgspec.Struct):
     """Kept in the runtime folder while a tree may exist: what a next incarnation needs to clear up after a holder."""
 
     marker: str
+    pid: int = 0  # the holder's, with its start time: 0 until it has been started
+    start: int = 0
 
 
 class Service:
@@ -59,8 +63,10 @@ class Service:
         self._process: holding.HolderProcess | None = None
         self._connect_by_s = 0.0
         self._marker: str | None = None
+        self._holder: tuple[int, int] | None = None
         self._pending_release: Release | None = None
         self._failed_why: str | None = None
+        self._obeyed_by_s = 0.0
 
     # --- what a worker asks -------------------------------------------------------------------------
 
@@ -76,9 +82,10 @@ class Service:
     def adopt(self) -> HolderState | None:
         """Find the tree of our last incarnation: its state if it lives; else clear up what it left."""
         try:
-            self._marker = msgspec.json.decode(self._tree_path.read_bytes(), type=_Tree).marker
+            tree = msgspec.json.decode(self._tree_path.read_bytes(), type=_Tree)
         except (OSError, msgspec.DecodeError):
             return None
+        self._marker, self._holder = tree.marker, (tree.pid, tree.start)
         link = holding.connect(self._socket, 0.0)
         if link is None:
             holding.last_words(self._socket)
@@ -127,6 +134,9 @@ class Service:
         except OSError as error:
             self.cannot_start(f"its holder cannot be started: {error}")
             return
+        self._holder = process.pid, procs.start_ticks(process.pid) or 0
+        with contextlib.suppress(OSError):  # the marker, which matters most, is on disk already
+            write_atomic(self._tree_path, msgspec.json.encode(_Tree(marker, *self._holder)))
         self._step(Event.start)
         self._marker, self._process = marker, process
         self._connect_by_s = time.monotonic() + CONNECT_WITHIN_S
@@ -163,6 +173,17 @@ class Service:
         else:
             self._pending_release = order
         self._step(Event.stop)
+        if not self._obeyed_by_s:
+            self._obeyed_by_s = time.monotonic() + OBEYS_WITHIN_S
+            self._shell.at(f"deaf-{self.name}", self._obeyed_by_s, self._holder_is_deaf)
+
+    def _holder_is_deaf(self) -> None:
+        """A holder that hangs (stopped, stuck) must not keep the GPUs: its tree ends without it."""
+        if not self.alive or self._link is None or (self.state is not None and self.state.releasing is not None):
+            return
+        self._shell.log.error("%s: its holder does not obey; killing it and its tree", self.name)
+        self._detach()
+        self._sweep()
 
     def fail(self, why: str) -> None:
         """It does not do its work: kill it, and count that as a death of its own."""
@@ -253,8 +274,8 @@ class Service:
         """The holder is dead or lost to us: make sure of it, then kill what carries its marker, until nothing does."""
         if self._marker is None:
             return
-        if self.state is not None:
-            procs.signal_process(self.state.pid, self.state.start, signal.SIGKILL)
+        if self._holder is not None and self._holder[0]:
+            procs.signal_process(*self._holder, signal.SIGKILL)
         if holding.sweep(self._marker, self._shell.log.warning):
             self._shell.at(f"sweep-{self.name}", time.monotonic() + SWEEP_EVERY_S, self._sweep)
             self._on_change()
@@ -263,7 +284,8 @@ class Service:
 
     def _gone(self, state: HolderState | None) -> None:
         now_s = time.monotonic()
-        self._marker = None
+        self._marker, self._holder, self._obeyed_by_s = None, None, 0.0
+        self._shell.cancel(f"deaf-{self.name}")
         self._tree_path.unlink(missing_ok=True)
         asked = self._failed_why is None and (self.releasing or self.life.phase is Phase.stopped)
         if asked:

@@ -147,11 +147,10 @@ class Manager:
         self.shell.at("repeat", time.monotonic() + repeat_every_s(self.settings), self.on_beat)
 
     def _take(self, loaded: Loaded) -> None:
-        """The profile from now on; one that is not valid leaves what runs alone."""
+        """The profile from now on; one that is not valid leaves the last valid one in force."""
         if loaded.profile is not None and loaded.settings is not None:
             self.profile, self.config_detail = loaded.profile, ""
             return
-        self.profile = None
         self.config_detail = "; ".join(str(problem) for problem in loaded.problems)
         for problem in loaded.problems:
             self.shell.log.error("%s", problem)
@@ -236,18 +235,20 @@ class Manager:
             self.service.give_up()
 
     def _journal_release(self, state: HolderState | None, asked: bool) -> None:
-        if state is None or not asked:
+        if not asked:
             return
         lease_epoch = self.tree_lease.epoch if self.tree_lease else None
         revocation = self.gpus.revocation if self.gpus is not None else None
         parts: dict[str, object] = {}
         if revocation is not None and revocation.epoch == lease_epoch:
             parts = {name: getattr(revocation, name) for name in ("job", "seen_s", "resolved_s", "revoked_s", "detail")}
-        self.shell.journal.write(
-            "released", reason=self.releasing, epoch=lease_epoch, gpus=self.tree_gpus, signalled_s=state.signalled_s,
-            model_gone_s=state.model_gone_s, gone_s=state.gone_s, killed_s=state.killed_s, **parts,
-        )
-        took_s = (state.gone_s or 0) - (state.signalled_s or state.gone_s or 0)
+        if state is not None:
+            parts |= {name: getattr(state, name) for name in ("signalled_s", "model_gone_s", "gone_s", "killed_s")}
+        else:  # the holder was lost, and what it left was killed
+            now_s = time.monotonic()
+            parts |= {"signalled_s": None, "model_gone_s": now_s, "gone_s": now_s, "killed_s": now_s}
+        self.shell.journal.write("released", reason=self.releasing, epoch=lease_epoch, gpus=self.tree_gpus, **parts)
+        took_s = parts["gone_s"] - (parts["signalled_s"] or parts["gone_s"])
         self.shell.log.info("GPUs %s are given back, %.3f s after the signal", list(self.tree_gpus or ()), took_s)
 
     # --- whether it answers ------------------------------------------------------------------------------
