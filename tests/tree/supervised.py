@@ -1,5 +1,6 @@
 """A whole llmwd for a test: its own folders, a free port, the stand-in server as vLLM, the real programs."""
 
+import http.client
 import json
 import os
 import shutil
@@ -8,14 +9,21 @@ import socket
 import subprocess
 import sys
 import uuid
+from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
+
 from llmwd.adapters import procs
+from llmwd.adapters.rundir import Dirs
+from llmwd.ctl.place import Look, look
+from llmwd.messages import ServerFact
 from tests.waiting import wait_until
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 FAKE_SERVER = CHECKOUT / "tests" / "fakes" / "server.py"
 MARK = "LLMWD_TEST"  # in the environment of everything a test starts
+WORKERS = ("notifier", "detector", "resolver", "vllm", "tunnel")
 
 
 def free_port() -> int:
@@ -33,6 +41,7 @@ class Supervised:
     def __init__(self, folder: Path, settings: dict[str, object] | None = None, profile: dict[str, object] | None = None,
                  environ: dict[str, str] | None = None):
         self.home, self.runtime, self.state = folder / "home", folder / "run", folder / "state"
+        self.errors = folder / "errors"  # what it writes to standard error
         self.port = free_port()
         self.mark = uuid.uuid4().hex
         self.settings = {
@@ -47,6 +56,7 @@ class Supervised:
         self.activate("fake")
         self.env = {
             "PATH": os.environ["PATH"], "HOME": str(folder), "LANG": "C.UTF-8", MARK: self.mark,
+            "SPT_NOENV": "1",  # or setproctitle would overwrite the mark
             "LLMWD_HOME": str(self.home), "LLMWD_RUNTIME_DIR": str(self.runtime), "LLMWD_STATE_DIR": str(self.state),
             **(environ or {}),
         }
@@ -72,21 +82,39 @@ class Supervised:
     # --- its life -------------------------------------------------------------------------------------
 
     def start(self) -> "Supervised":
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "llmwd.supervisor"], env=self.env, cwd=CHECKOUT, stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
-        )
+        with self.errors.open("ab") as errors:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "llmwd.supervisor"], env=self.env, cwd=CHECKOUT, stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL, stderr=errors, start_new_session=True,
+            )
         return self
 
     def serving(self, within_s: float = 30) -> dict:
         return self.phase("serving", within_s)
 
     def phase(self, phase: str, within_s: float = 30) -> dict:
-        def there() -> dict | None:
-            found = self.status()
-            return found if found["phase"] == phase else None
+        return self.until(lambda status: status["phase"] == phase, within_s, f"phase {phase}")
 
-        return wait_until(there, within_s, every_s=0.02, what=f"phase {phase} (status: {self.status()})")
+    def until(self, condition: Callable[[dict], object], within_s: float = 30, what: str = "the awaited status") -> dict:
+        """The first status that fulfils the condition."""
+        last: dict = {}
+
+        def there() -> dict | None:
+            nonlocal last
+            last = self.status()
+            return last if condition(last) else None
+
+        try:
+            return wait_until(there, within_s, what=what)
+        except AssertionError as error:
+            raise AssertionError(f"{error}\nstatus: {last}\n{self.errors.read_text()[-4000:]}") from None
+
+    def all_ready(self, within_s: float = 30) -> dict:
+        """Serving, and every worker works."""
+        return self.until(
+            lambda status: status["phase"] == "serving" and all(each["phase"] == "ready" for each in status["workers"]),
+            within_s, "serving with all workers ready",
+        )
 
     def stop(self, within_s: float = 30) -> int:
         self.process.send_signal(signal.SIGTERM)
@@ -95,8 +123,31 @@ class Supervised:
     def close(self) -> None:
         """End it however it stands, and check that no process of it is left."""
         if self.process is not None and self.process.poll() is None:
+            for pid, _ in self.left():
+                self.signal_pid(pid, signal.SIGCONT)
             self.stop()
         wait_until(lambda: not self.left(), 15, what=f"the end of {self.left()}")
+
+    @staticmethod
+    def signal_pid(pid: int, number: int) -> None:
+        """Signal one of its processes; one that has just ended is no mistake of the test."""
+        start = procs.start_ticks(pid)
+        if start is not None:
+            procs.signal_process(pid, start, number)
+
+    def signal(self, names: str, number: int) -> None:
+        """Signal some of it at once: names of workers, `root`, `holder`, `server`, in this order."""
+        status, fact = self.status(), self.server_fact()
+        pids = {worker["name"]: worker["pid"] for worker in status["workers"]}
+        pids |= {"root": status["root"]["pid"], "server": fact and fact.pid, "holder": fact and fact.holder_pid}
+        for name in names.split():
+            self.signal_pid(pids[name], number)
+
+    def pids(self) -> dict[str, int]:
+        """Of the workers, the server and the root."""
+        status = self.status()
+        found = {worker["name"]: worker["pid"] for worker in status["workers"]}
+        return found | {"server": status["server"]["pid"], "root": status["root"]["pid"]}
 
     def left(self) -> list[tuple[int, bytes]]:
         """Living processes that carry this test's mark, wherever they have gone."""
@@ -123,11 +174,30 @@ class Supervised:
             text=True, timeout=within_s, stdin=subprocess.DEVNULL,
         )
 
+    def look(self) -> Look:
+        return look(Dirs(self.home, self.runtime, self.state))
+
     def status(self) -> dict:
-        return json.loads(self.ctl("status", "--json").stdout)
+        """What `llmwd-ctl status --json` prints, by the same code, but without starting a program for it."""
+        return msgspec.json.decode(msgspec.json.encode(self.look().status))
+
+    def server_fact(self) -> ServerFact | None:
+        return self.look().facts.server
 
     def worker(self, name: str) -> dict:
         return next(worker for worker in self.status()["workers"] if worker["name"] == name)
+
+    def answers(self, model: str = "fake") -> bool:
+        """Whether the served model answers a real request."""
+        body = json.dumps({"model": model, "prompt": "a", "max_tokens": 1})
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=10)
+        try:
+            connection.request("POST", "/v1/completions", body, {"Content-Type": "application/json"})
+            return connection.getresponse().status == 200
+        except OSError:
+            return False
+        finally:
+            connection.close()
 
     def journal(self, event: str) -> list[dict]:
         path = self.state / "journal.jsonl"
