@@ -33,6 +33,7 @@ from llmwd.workers.base import Boot, hung_after_s, run_worker
 # What stays after the workers (holders with their trees) gets this long, then it is killed; asked to end at once, none.
 ORPHANS_WITHIN_S = 10.0
 KILLED_WITHIN_S = 10.0  # only a process that hangs in a driver outlives SIGKILL by this long
+SHOWN_EVERY_S = 5.0  # repeated although nothing is new, so that a root which hangs is seen to
 CRASH_EXIT = 70  # EX_SOFTWARE: a worker ended by an exception, its traceback is in its log
 
 
@@ -74,6 +75,7 @@ class Root:
         self._at_once = False
         self._seq = 0
         self._shown: object = None
+        self._shown_s = 0.0
 
     # --- the loop -------------------------------------------------------------------------------------
 
@@ -329,14 +331,15 @@ class Root:
             )
             for child in self.children
         )
-        if (workers, self._stopping) == self._shown:
+        now_s = time.monotonic()
+        if (workers, self._stopping) == self._shown and now_s < self._shown_s + SHOWN_EVERY_S:
             return
-        self._shown = (workers, self._stopping)
+        self._shown, self._shown_s = (workers, self._stopping), now_s
         self._seq += 1
         fact = RootFact(
             pid=os.getpid(), start=procs.start_ticks(os.getpid()), stopping=self._stopping, workers=workers,
             started_at=self._started_at, node=self.boot.node, home=str(self.boot.home), version=__version__,
-            at_s=time.monotonic(),
+            at_s=now_s,
         )
         envelope = Envelope(sender="root", pid=os.getpid(), epoch=1, seq=self._seq, fact=fact)
         try:
