@@ -7,7 +7,8 @@
 
 Needs root and slurm-wlm: it starts a one-node Slurm of its own. The clock starts when the job's cgroup folder appears
 (inotify, in this process) and stops when the last process of the server's tree is gone (pidfds, in this process);
-the parts in between are llmwd's own, from its journal. As something to compare with, the same rounds time one bare
+the parts in between are llmwd's own, from its journal. The socket of slurmstepd comes before the folder, so all of it
+may be over before the folder is there: negative numbers mean that. As something to compare with, the same rounds time one bare
 `scontrol show job`, which every yield has to wait for: the ratio says how far from that floor we are.
 """
 
@@ -46,11 +47,12 @@ def main() -> None:
     parser.add_argument("-n", type=int, default=20, help="yields (default 20)")
     parser.add_argument("--server", choices=("fake", "vllm"), default="fake")
     parser.add_argument("--streams", type=int, default=4, help="streams served while the job arrives (vllm only)")
+    parser.add_argument("--detection", default="auto", help="sources that llmwd uses, e.g. cgroup2,gresused,procfs,sim")
     parser.add_argument("--idle", type=float, metavar="SECONDS", help="measure CPU and memory instead")
     parser.add_argument("--json", type=Path, help="write every round to this file as well")
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="bench-") as folder, SlurmNode(Path(folder) / "s") as node:
-        tree = supervised(node, Path(folder) / "l", asked.server)
+        tree = supervised(node, Path(folder) / "l", asked)
         tree.start()
         try:
             tree.serving(within_s=300)
@@ -65,11 +67,11 @@ def main() -> None:
         asked.json.write_text(json.dumps(rounds, indent=1))
 
 
-def supervised(node: SlurmNode, folder: Path, server: str) -> Supervised:
-    settings = {"DETECTION": "auto", "SLURM_NODE": node.node, "SIM_GPUS": GPUS, "LEASE_TTL": 10, "RECONCILE": 15,
+def supervised(node: SlurmNode, folder: Path, asked: argparse.Namespace) -> Supervised:
+    settings = {"DETECTION": asked.detection, "SLURM_NODE": node.node, "SIM_GPUS": GPUS, "LEASE_TTL": 10, "RECONCILE": 15,
                 "RESUME_AFTER": 0.5, "LOG_LEVEL": "info"}
     tree = Supervised(folder, settings, environ=node.env)
-    if server == "vllm":
+    if asked.server == "vllm":
         tree.write_settings(LLM_VENV=EMBEDDED / "venv", LLM_BIN=EMBEDDED / "venv/bin/vllm")
         tree.write_profile(
             "fake", MODEL_NAME=EMBEDDED / "smollm2-135m", NUM_GPUS=1,
@@ -86,17 +88,14 @@ def supervised(node: SlurmNode, folder: Path, server: str) -> Supervised:
 def one_yield(node: SlurmNode, tree: Supervised, asked: argparse.Namespace, number: int) -> dict:
     """A job on all GPUs arrives, the tree goes, the job ends, the server comes back."""
     status = tree.serving(within_s=300)
-    holder = next(pid for pid in _parents(status["server"]["pid"]))
-    watch = INotify()
-    watch.add_watch(str(node.scope), flags.CREATE)
+    holder = _parents(status["server"]["pid"])[0]
     known = len(tree.journal("released"))
     clients = [Stream(tree.port) for _ in range(asked.streams if asked.server == "vllm" else 0)]
     for client in clients:
         wait_until(lambda client=client: client.tokens > 2, 60, what="a stream that flows")
-    pidfds = {pid: os.pidfd_open(pid) for pid in procs.descendants(holder)}
+    observer = Observer(node.scope, procs.descendants(holder))
     job = node.sbatch("exec sleep 600", f"--gres=gpu:{GPUS}")
-    appeared_s = _appeared(watch, job)
-    gone_s = _all_gone(pidfds)
+    appeared_s, gone_s = observer.times(f"job_{job}")
     release = wait_until(lambda: tree.journal("released")[known:], 30)[0]
     bare = time.perf_counter()
     subprocess.run(["scontrol", "--local", "show", "job", str(job), "-d"], env={**os.environ, **node.env},
@@ -111,7 +110,9 @@ def one_yield(node: SlurmNode, tree: Supervised, asked: argparse.Namespace, numb
         "killed": release["killed_s"] is not None,
         "clients": [client.outcome(appeared_s) for client in clients],
     }
-    found["own"] = found["total"] - found["scontrol"]
+    # llmwd often sees slurmstepd's socket before the folder is there: the path is counted from its first sign.
+    found["path"] = gone_s - min(seen_s, appeared_s)
+    found["own"] = found["path"] - found["scontrol"]
     node.scancel(job)
     print(f"  yield {number + 1:3}: {found['total'] * 1e3:8.1f} ms", *sorted({c["end"] for c in found["clients"]}),
           file=sys.stderr, flush=True)
@@ -123,32 +124,44 @@ def _parents(pid: int) -> list[int]:
     return [found.ppid]
 
 
-def _appeared(watch: INotify, job: int) -> float:
-    """Monotonic time at which the job's folder was made."""
-    end_s = time.monotonic() + 60
-    while time.monotonic() < end_s:
-        for event in watch.read(timeout=1000):
-            if event.name == f"job_{job}":
-                now_s = time.monotonic()
-                watch.close()
-                return now_s
-    raise SystemExit(f"job {job} did not appear")
+class Observer(threading.Thread):
+    """Notes when folders appear in the scope and when the given processes end, in a thread that does nothing else."""
 
+    def __init__(self, scope: Path, pids: list[int]):
+        super().__init__(daemon=True)
+        self._watch = INotify()
+        self._watch.add_watch(str(scope), flags.CREATE)
+        self._pidfds = [os.pidfd_open(pid) for pid in pids]
+        self._appeared: dict[str, float] = {}
+        self._gone_s = 0.0
+        self.start()
 
-def _all_gone(pidfds: dict[int, int]) -> float:
-    """Monotonic time at which the last of them ended."""
-    poller = select.poll()
-    for fd in pidfds.values():
-        poller.register(fd, select.POLLIN)
-    left, last_s = set(pidfds.values()), time.monotonic()
-    while left:
-        for fd, _ in poller.poll(60_000) or sys.exit("the tree did not end"):
-            poller.unregister(fd)
-            left.discard(fd)
-            last_s = time.monotonic()
-    for fd in pidfds.values():
-        os.close(fd)
-    return last_s
+    def run(self) -> None:
+        poller = select.poll()
+        left = set(self._pidfds)
+        for fd in (self._watch.fileno(), *left):
+            poller.register(fd, select.POLLIN)
+        # A socket of slurmstepd comes before the folder, so the tree may be gone before the folder is there.
+        while left or not any(name.startswith("job_") for name in self._appeared):
+            ready = poller.poll(120_000)
+            now_s = time.monotonic()
+            for fd, _ in ready:
+                if fd in left:
+                    poller.unregister(fd)
+                    left.discard(fd)
+                    self._gone_s = now_s
+                else:
+                    self._appeared |= {event.name: now_s for event in self._watch.read(timeout=0)}
+
+    def times(self, folder: str) -> tuple[float, float]:
+        """Monotonic times at which the folder appeared and the last process ended."""
+        self.join(timeout=120)
+        if self.is_alive():
+            raise SystemExit("the server's tree did not end")
+        for fd in self._pidfds:
+            os.close(fd)
+        self._watch.close()
+        return self._appeared[folder], self._gone_s
 
 
 class Stream(threading.Thread):
@@ -191,15 +204,16 @@ def _ending(before: str, last: str) -> str:
 
 def report(rounds: list[dict], asked: argparse.Namespace) -> None:
     print(f"\n{len(rounds)} yields, {asked.server} server, milliseconds from the job's cgroup folder:")
-    print(f"{'':28}{'min':>9}{'median':>9}{'p99':>9}")
-    rows = [("total, seen from outside", "total"), ("  own part (total - scontrol)", "own"), ("  event seen", "event")]
+    print(f"{'':32}{'min':>9}{'median':>9}{'p99':>9}")
+    rows = [("gone, seen from outside", "total"), ("  llmwd's event", "event")]
     rows += [(f"  {part}", part) for part in PARTS]
-    rows += [("scontrol, as llmwd waited", "scontrol"), ("scontrol, bare", "bare scontrol")]
+    rows += [("whole path, from the first sign", "path"), ("  own part (without scontrol)", "own")]
+    rows += [("  scontrol, as llmwd waited", "scontrol"), ("scontrol, bare", "bare scontrol")]
     for title, name in rows:
         values = sorted(entry[name] * 1e3 for entry in rounds)
-        print(f"{title:28}{values[0]:9.1f}{_quantile(values, 0.5):9.1f}{_quantile(values, 0.99):9.1f}")
-    ratio = sorted(entry["total"] / entry["bare scontrol"] for entry in rounds)
-    print(f"{'total / bare scontrol':28}{ratio[0]:9.2f}{_quantile(ratio, 0.5):9.2f}{_quantile(ratio, 0.99):9.2f}")
+        print(f"{title:32}{values[0]:9.1f}{_quantile(values, 0.5):9.1f}{_quantile(values, 0.99):9.1f}")
+    ratio = sorted(entry["path"] / entry["bare scontrol"] for entry in rounds)
+    print(f"{'whole path / bare scontrol':32}{ratio[0]:9.2f}{_quantile(ratio, 0.5):9.2f}{_quantile(ratio, 0.99):9.2f}")
     print(f"SIGKILL was needed in {sum(entry['killed'] for entry in rounds)} of {len(rounds)}")
     ends: dict[str, list[float]] = {}
     for entry in rounds:
