@@ -23,7 +23,7 @@ from llmwd.vocab import Source
 from llmwd.workers.base import Boot, Shell, repeat_every_s
 
 SCAN_EVERY_S = 10.0
-PROCFS_EVERY_S = 15.0
+PROCFS_EVERY_S = 30.0  # each look costs 10 to 15 ms of a core: most of what the detector uses
 PROCFS_FASTEST_S = 1.0  # where nothing else sees jobs
 FIRST_LOOK_WITHIN_S = 2.0
 SPOOL_ASK_EVERY_S = 300.0
