@@ -132,7 +132,6 @@ class ServerFact(Message, tag="server", kw_only=True):
     holder_pid: int | None = None
     url: str | None = None
     bin: str | None = None
-    argv: tuple[str, ...] = ()
     ready_at: float | None = None
     started_at: float | None = None
     deaths: int = 0  # times it ended by itself since this supervisor began

@@ -63,7 +63,6 @@ class Manager:
         self.tree_lease: Lease | None = None
         self.tree_gpus: tuple[int, ...] | None = None
         self.recipe: str | None = None
-        self.argv: tuple[str, ...] = ()
         self.url: str | None = None
         self.started_at: float | None = None
         self.ready_at: float | None = None
@@ -197,7 +196,7 @@ class Manager:
             self.service.cannot_start(f"port {where.port} is in use by another program: free it, or set SERVER_PORT")
             return
         self.started_profile, self.tree_lease, self.tree_gpus = profile, lease, lease.gpus
-        self.recipe, self.argv, self.url = self._recipe_of(profile), tuple(argv), base_url(profile, settings)
+        self.recipe, self.url = self._recipe_of(profile), base_url(profile, settings)
         self.started_at, self.ready_at, self.releasing = time.time(), None, None
         self.quiet_probes, self.tokens = 0, None
         env = serve_environment(profile, settings, lease.uuids, os.environ)
@@ -366,7 +365,7 @@ class Manager:
             holding=self.tree_gpus if self.service.alive and self.tree_gpus else (),
             lease_epoch=self.tree_lease.epoch if self.tree_lease else None,
             pid=state.server_pid if state else None, holder_pid=state.pid if state else None, url=self.url,
-            bin=profile.llm_bin if profile else None, argv=self.argv if self.service.alive else (),
+            bin=profile.llm_bin if profile else None,
             ready_at=self.ready_at, started_at=self.started_at, deaths=self.service.deaths, at_s=now_s,
         )
         before, self._published = self._published, fact
