@@ -1,0 +1,295 @@
+"""What people are told, and when: a pure function from the workers' facts to notices, and when a send is tried again.
+
+Theory of operation. Two things are told about: the server and the tunnel (`About`). For each, facts are reduced to a
+situation with a key; a notice is due when the key differs from the last one noticed. Situations that people need not
+hear of (loading, waiting for GPUs) have no key and leave the last one standing. What was told is kept on disk by the
+notifier (`Told`), so that its next incarnation does not repeat it. A notice that nobody has been sent yet is
+replaced by the next one about the same thing.
+"""
+
+from enum import StrEnum
+
+import msgspec
+
+from llmwd.messages import GpusFact, Revocation, ServerFact, TunnelFact
+from llmwd.vocab import NodePhase, Phase, Reason
+
+# ntfy's limits are 4096 and 1024 bytes and a body of 8192 (docs and server); what is longer becomes an attachment or 400.
+MESSAGE_BYTES = 3900
+TITLE_BYTES = 250
+BODY_BYTES = 8000
+PRIORITIES = {"min": 1, "low": 2, "default": 3, "high": 4, "max": 5, "urgent": 5}
+ALARM_PRIORITY = 4
+
+STOPPED = "stopped"
+YIELD_HOLD_S = 3.0  # a release takes less: then one notice says both that and how fast
+TUNNEL_DOWN_HOLD_S = 15.0  # a connection that comes back by then is nobody's concern
+
+RETRY_MIN_S = 2.0
+RETRY_LIMITED_MIN_S = 5.0  # ntfy says 429 without a Retry-After, and gives one request back every 5 s
+RETRY_MAX_S = 300.0
+RETRY_DAY_S = 3600.0
+DAILY_QUOTA = 42908
+
+# Why GPUs are given back that has nothing to do with a wish of the operator.
+YIELDS = frozenset(
+    {Reason.yielded_to_job, Reason.unknown_job, Reason.gpu_in_use, Reason.gpu_unknown, Reason.no_evidence,
+     Reason.node_draining, Reason.lease_expired, Reason.waiting_for_gpus}
+)  # fmt: skip
+
+
+class About(StrEnum):
+    server = "server"
+    tunnel = "tunnel"
+
+
+class Told(msgspec.Struct, frozen=True):
+    """The key of the last situation of each, "" for none; profile: the last that was served."""
+
+    server: str = ""
+    tunnel: str = ""
+    profile: str = ""
+
+
+class Notice(msgspec.Struct, frozen=True):
+    """One thing to tell. profile: of a model that is served now; alarm: more urgent than others; hold_s: not to be
+    sent before, in case it is replaced."""
+
+    about: About
+    key: str
+    title: str
+    message: str
+    tag: str
+    profile: str = ""
+    alarm: bool = False
+    hold_s: float = 0.0
+
+
+class Seen(msgspec.Struct, frozen=True, kw_only=True):
+    """The latest facts. holding: the server's last one with processes on GPUs; gone_s: when there were none after it."""
+
+    node: str
+    server: ServerFact | None = None
+    holding: ServerFact | None = None
+    gone_s: float | None = None
+    tunnel: TunnelFact | None = None
+    gpus: GpusFact | None = None
+
+
+def heard(seen: Seen, fact: ServerFact) -> Seen:
+    """A fact of the vLLM manager has arrived."""
+    if fact.holding:
+        return msgspec.structs.replace(seen, server=fact, holding=fact, gone_s=None)
+    gone_s = fact.at_s if seen.gone_s is None and seen.holding is not None else seen.gone_s
+    return msgspec.structs.replace(seen, server=fact, gone_s=gone_s)
+
+
+def consider(told: Told, seen: Seen) -> tuple[Notice, ...]:
+    """The notices that are due after what was told (or is about to be)."""
+    due = []
+    server = _server(told, seen)
+    if server is not None and server.key != told.server:
+        due.append(server)
+    tunnel = _tunnel(told, seen)
+    if tunnel is not None and tunnel.key != told.tunnel:
+        due.append(tunnel)
+    return tuple(due)
+
+
+def after(told: Told, notice: Notice) -> Told:
+    """What has been told once the notice is."""
+    if notice.about is About.tunnel:
+        return msgspec.structs.replace(told, tunnel=notice.key)
+    tunnel = "" if notice.key == STOPPED else told.tunnel
+    return Told(server=notice.key, tunnel=tunnel, profile=notice.profile or told.profile)
+
+
+def stopped(node: str) -> Notice:
+    """llmwd ends on this node."""
+    text = "No model is served here until it is started again."
+    return Notice(About.server, STOPPED, f"Stopped: llmwd on {node}", text, "octagonal_sign")
+
+
+# --- the server ------------------------------------------------------------------------------------------
+
+
+def _server(told: Told, seen: Seen) -> Notice | None:
+    server = seen.server
+    if server is None:
+        return None
+    match server.node_phase:
+        case NodePhase.serving:
+            return _serving(told, seen, server)
+        case NodePhase.yielding if server.reason in YIELDS:
+            return _yielding(seen, server)
+        case NodePhase.waiting if server.reason is Reason.server_backoff:
+            title, text = f"vLLM ended by itself on {seen.node}", f"It is started again. {server.detail}".strip()
+            return Notice(About.server, "crashed", title, text, "boom", alarm=True)
+        case NodePhase.waiting:
+            return _yielded(told, seen, server)
+        case NodePhase.held:
+            return _held(seen)
+        case NodePhase.failed:
+            text = f"{_sentence(server.reason.meaning)} {server.detail}".strip()
+            return Notice(
+                About.server, f"failed:{server.reason}", f"Failed on {seen.node}", text, "rotating_light", alarm=True
+            )
+    return None
+
+
+def _serving(told: Told, seen: Seen, server: ServerFact) -> Notice:
+    profile = server.profile or server.model_name or "a model"
+    # ready_at names this very server: a restarted manager keeps it, a new server has another.
+    key = f"serving:{profile}:{server.ready_at or 0:.3f}"
+    hostname = seen.tunnel.hostname if seen.tunnel is not None and seen.tunnel.phase is not Phase.failed else None
+    where = f"https://{hostname}" if hostname else server.url or "no address"
+    text = f"{server.model_name or profile} answers on {_gpus(server.holding)} at {where}"
+    if told.profile and told.profile != profile:
+        title, text = f"Switched to {profile} on {seen.node}", f"{text} (before: {told.profile})"
+    elif told.server.startswith(("yield", "held", "crashed", "failed")):
+        title = f"Resumed: {profile} on {seen.node}"
+    else:
+        title = f"Serving {profile} on {seen.node}"
+    return Notice(About.server, key, title, text, "white_check_mark", profile=profile)
+
+
+def _yielding(seen: Seen, server: ServerFact) -> Notice:
+    text = f"{_gpus(server.holding)} are being given back. {_why(seen, server)}"
+    return Notice(
+        About.server, f"yielding:{server.lease_epoch}", _to_whom("Yielding", seen, server), text,
+        "hourglass_flowing_sand", hold_s=YIELD_HOLD_S,
+    )  # fmt: skip
+
+
+def _yielded(told: Told, seen: Seen, server: ServerFact) -> Notice | None:
+    """A release is over. It may have been so quick that its beginning went unseen."""
+    before, revocation = seen.holding, _revocation(seen)
+    noticed = told.server.startswith("yielding:")
+    unseen = told.server.startswith("serving:") and (
+        server.reason in YIELDS or (revocation is not None and revocation.reason in YIELDS)
+    )
+    if server.holding or not (noticed or unseen):
+        return None
+    key = told.server.replace("yielding:", "yielded:").replace("serving:", "yielded:")
+    gone = _gpus(before.holding) if before is not None else "The GPUs"
+    told_of = before if before is not None and before.reason in YIELDS else server
+    text = f"{gone} were given back{_took(seen)}. {_why(seen, told_of)}"
+    return Notice(About.server, key, _to_whom("Yielded", seen, told_of), text, "hourglass_flowing_sand")
+
+
+def _took(seen: Seen) -> str:
+    """How long the release took, if this incarnation of the notifier has seen it."""
+    revocation = _revocation(seen)
+    if revocation is None or seen.gone_s is None:
+        return ""
+    if revocation.seen_s is not None:
+        return f" {max(0.0, seen.gone_s - revocation.seen_s):.2f} s after the job was seen"
+    return f" {max(0.0, seen.gone_s - revocation.revoked_s):.2f} s after the decision"
+
+
+def _revocation(seen: Seen) -> Revocation | None:
+    """The one that ended the server's lease."""
+    revocation = seen.gpus.revocation if seen.gpus is not None else None
+    same = revocation is not None and seen.holding is not None and revocation.epoch == seen.holding.lease_epoch
+    return revocation if same else None
+
+
+def _to_whom(doing: str, seen: Seen, server: ServerFact) -> str:
+    revocation = _revocation(seen)
+    if revocation is not None and revocation.job:
+        return f"{doing} to Slurm job {revocation.job} on {seen.node}"
+    return f"{doing} to a Slurm job on {seen.node}" if server.reason is Reason.yielded_to_job else f"{doing} on {seen.node}"
+
+
+def _why(seen: Seen, server: ServerFact) -> str:
+    revocation = _revocation(seen)
+    detail = server.detail or (revocation.detail if revocation is not None else "")
+    return _sentence(detail or server.reason.meaning)
+
+
+def _held(seen: Seen) -> Notice:
+    hold = seen.gpus.hold if seen.gpus is not None else None
+    by = f" by {hold.by}" if hold is not None and hold.by else ""
+    text = "llmwd stays away from the GPUs until `llmwd-ctl resume`"
+    text += " or the time is over." if hold is not None and hold.until_at is not None else "."
+    return Notice(About.server, "held", f"Held{by} on {seen.node}", text, "hand")
+
+
+def _gpus(gpus: tuple[int, ...]) -> str:
+    """`GPU 3`, `GPUs 0-3`, `GPUs 0, 2`."""
+    if not gpus:
+        return "its GPUs"
+    ordered = sorted(gpus)
+    if len(ordered) == 1:
+        return f"GPU {ordered[0]}"
+    if ordered == list(range(ordered[0], ordered[-1] + 1)):
+        return f"GPUs {ordered[0]}-{ordered[-1]}"
+    return f"GPUs {', '.join(map(str, ordered))}"
+
+
+def _sentence(text: str) -> str:
+    return text[:1].upper() + text[1:] + ("" if text.endswith((".", "!", "?", "…")) else ".")
+
+
+# --- the tunnel --------------------------------------------------------------------------------------------
+
+
+def _tunnel(told: Told, seen: Seen) -> Notice | None:
+    tunnel = seen.tunnel
+    if tunnel is None or not tunnel.hostname:
+        return None
+    place = f"https://{tunnel.hostname}"
+    match tunnel.phase:
+        case Phase.ready:
+            text = f"Connected from {seen.node}."
+            return Notice(About.tunnel, "up", f"Tunnel up: {place}", text, "globe_with_meridians")
+        case Phase.failed:
+            text = f"From {seen.node}: {tunnel.detail}"
+            return Notice(About.tunnel, "failed", f"Tunnel failed: {place}", text, "rotating_light", alarm=True)
+        case Phase.starting | Phase.backoff if told.tunnel == "up" and _serves(seen):
+            text = f"From {seen.node}: {tunnel.detail or 'no connection to Cloudflare'}"
+            return Notice(About.tunnel, "down", f"Tunnel down: {place}", text, "warning", hold_s=TUNNEL_DOWN_HOLD_S)
+    return None  # draining and stopped: it follows the server, of which the other notice tells
+
+
+def _serves(seen: Seen) -> bool:
+    return seen.server is not None and seen.server.node_phase is NodePhase.serving
+
+
+# --- what is sent ------------------------------------------------------------------------------------------
+
+
+def cut(text: str, most_bytes: int) -> str:
+    """The text without control characters, at most so many bytes of UTF-8, whole characters only."""
+    text = "".join(char for char in text if char >= " " or char == "\n").encode(errors="replace").decode()
+    data = text.encode()
+    if len(data) <= most_bytes:
+        return text
+    return data[: most_bytes - len("…".encode())].decode(errors="ignore") + "…"
+
+
+def body(notice: Notice, topic: str, priority: str) -> bytes:
+    """ntfy's JSON, in UTF-8 (escapes would triple what is not Latin). priority: a name or 1 to 5, for an ordinary notice."""
+    level = int(priority) if priority.isdigit() else PRIORITIES[priority]
+    sent = {
+        "topic": topic,
+        "title": cut(notice.title, TITLE_BYTES),
+        "message": cut(notice.message, MESSAGE_BYTES),
+        "tags": [notice.tag],
+        "priority": max(level, ALARM_PRIORITY) if notice.alarm else level,
+    }
+    data = msgspec.json.encode(sent)
+    if len(data) > BODY_BYTES:  # full of characters that JSON has to escape
+        sent["message"] = cut(notice.message, MESSAGE_BYTES // 2)
+        data = msgspec.json.encode(sent)
+    return data
+
+
+def retry_after_s(tries: int, status: int | None, code: int | None, dice: float) -> float:
+    """Seconds until the next try after `tries` failed ones. status: of HTTP, None without an answer; code: ntfy's own;
+    dice in [0, 1)."""
+    if code == DAILY_QUOTA:
+        return RETRY_DAY_S
+    first_s = RETRY_LIMITED_MIN_S if status == 429 else RETRY_MIN_S
+    delay_s = min(RETRY_MAX_S, first_s * 2 ** min(tries - 1, 20))
+    return delay_s * (1 + dice / 2)

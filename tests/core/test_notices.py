@@ -1,0 +1,214 @@
+"""Facts in, notices out; texts within ntfy's limits; how long to wait after a failure."""
+
+import json
+import time
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from llmwd.core import notices
+from llmwd.core.notices import About, Notice, Seen, Told, after, body, consider, cut, heard, retry_after_s
+from llmwd.messages import GpusFact, Hold, Revocation, ServerFact, TunnelFact
+from llmwd.vocab import NodePhase, Phase, Reason
+from tests.workers.harness import server_fact
+
+
+def gpus_fact(revocation: Revocation | None = None, hold: Hold | None = None) -> GpusFact:
+    return GpusFact(
+        gpus=(), lease=None, revocation=revocation, claims=(), sources=(), hold=hold, blocked=None, detail="",
+        node_states=(), epoch=7, at_s=0.0,
+    )  # fmt: skip
+
+
+def revoked(job: str | None = "42", seen_s: float | None = 100.0, reason: Reason = Reason.yielded_to_job) -> GpusFact:
+    return gpus_fact(Revocation(
+        epoch=7, reason=reason, detail="job 42 has GPUs 2-3", revoked_s=100.1, job=job, seen_s=seen_s
+    ))  # fmt: skip
+
+
+def tunnel_fact(phase: Phase, detail: str = "") -> TunnelFact:
+    return TunnelFact(phase=phase, detail=detail, hostname="llm.example.org", since_at=0.0, at_s=0.0)
+
+
+class Reader:
+    """Feeds facts one by one and collects what is told."""
+
+    def __init__(self, told: Told = Told()):
+        self.told = told
+        self.seen = Seen(node="node7")
+
+    def hear(self, server: ServerFact | None = None, **facts: object) -> list[Notice]:
+        self.seen = msgspec.structs.replace(self.seen, **facts)
+        if server is not None:
+            self.seen = heard(self.seen, server)
+        due = consider(self.told, self.seen)
+        for notice in due:
+            self.told = after(self.told, notice)
+        return list(due)
+
+    def title(self, server: ServerFact | None = None, **facts: object) -> str:
+        """The title of the one notice that is due."""
+        (notice,) = self.hear(server, **facts)
+        return notice.title
+
+
+def test_a_served_model_is_told_once_with_its_gpus_and_address():
+    reader = Reader()
+    (notice,) = reader.hear(server_fact(NodePhase.serving))
+    assert notice.title == "Serving tiny on node7"
+    assert notice.message == "org/tiny answers on GPUs 2-3 at http://127.0.0.1:8123"
+    assert reader.hear(server_fact(NodePhase.serving)) == []
+
+
+def test_the_address_told_is_the_public_one_where_there_is_a_tunnel():
+    (notice,) = Reader().hear(server_fact(NodePhase.serving), tunnel=tunnel_fact(Phase.starting))
+    assert "https://llm.example.org" in notice.message
+
+
+def test_a_yield_tells_the_job_and_then_how_long_the_release_took():
+    reader = Reader()
+    reader.hear(server_fact(NodePhase.serving))
+    reader.hear(gpus=revoked())
+    (notice,) = reader.hear(server_fact(NodePhase.yielding, at_s=100.2))
+    assert notice.title == "Yielding to Slurm job 42 on node7" and notice.hold_s > 0
+    assert "GPUs 2-3 are being given back" in notice.message
+    (notice,) = reader.hear(server_fact(NodePhase.waiting, at_s=100.43))
+    assert notice.title == "Yielded to Slurm job 42 on node7" and notice.hold_s == 0
+    assert "GPUs 2-3 were given back 0.43 s after the job was seen" in notice.message
+    assert reader.hear(server_fact(NodePhase.waiting, at_s=130.0)) == []
+    assert reader.title(server_fact(NodePhase.serving, ready_at=2000.0)) == "Resumed: tiny on node7"
+
+
+def test_a_yield_so_quick_that_its_beginning_went_unseen_is_told_all_the_same():
+    reader = Reader()
+    reader.hear(server_fact(NodePhase.serving))
+    (notice,) = reader.hear(server_fact(NodePhase.waiting, at_s=100.25), gpus=revoked())
+    assert notice.title == "Yielded to Slurm job 42 on node7" and "0.25 s after" in notice.message
+
+
+def test_a_yield_without_a_known_job_tells_the_reason():
+    reader = Reader()
+    (notice,) = reader.hear(
+        server_fact(NodePhase.yielding, reason=Reason.gpu_in_use), gpus=revoked(None, None, Reason.gpu_in_use)
+    )
+    assert notice.title == "Yielding on node7"
+    (notice,) = reader.hear(server_fact(NodePhase.waiting, at_s=100.6))
+    assert "0.50 s after the decision" in notice.message
+
+
+def test_a_start_beside_running_jobs_is_no_yield():
+    assert Reader().hear(server_fact(NodePhase.waiting, reason=Reason.yielded_to_job)) == []
+
+
+def test_another_profile_is_told_as_a_switch():
+    reader = Reader()
+    reader.hear(server_fact(NodePhase.serving))
+    assert reader.hear(server_fact(NodePhase.yielding, reason=Reason.switching)) == []
+    assert reader.hear(server_fact(NodePhase.loading)) == []
+    (notice,) = reader.hear(server_fact(NodePhase.serving, profile="big", ready_at=2000.0))
+    assert notice.title == "Switched to big on node7" and "before: tiny" in notice.message
+
+
+def test_a_server_that_dies_again_and_again_is_told_once_and_when_it_is_back():
+    reader = Reader()
+    reader.hear(server_fact(NodePhase.serving))
+    dead = server_fact(NodePhase.waiting, reason=Reason.server_backoff, detail="exit code 1: CUDA out of memory")
+    (notice,) = reader.hear(dead)
+    assert notice.alarm and "CUDA out of memory" in notice.message
+    assert reader.hear(server_fact(NodePhase.loading)) == []
+    assert reader.hear(msgspec.structs.replace(dead, deaths=2)) == []
+    assert reader.title(server_fact(NodePhase.serving, ready_at=2000.0)) == "Resumed: tiny on node7"
+
+
+def test_a_failure_is_an_alarm_with_reason_and_detail():
+    (notice,) = Reader().hear(server_fact(NodePhase.failed, reason=Reason.server_failed, detail="exit code 2"))
+    assert notice.alarm and Reason.server_failed.meaning[1:] in notice.message and "exit code 2" in notice.message
+
+
+def test_a_hold_tells_by_whom():
+    hold = Hold(since_at=0.0, by="ann")
+    (notice,) = Reader().hear(server_fact(NodePhase.held, reason=Reason.held), gpus=gpus_fact(hold=hold))
+    assert notice.title == "Held by ann on node7" and "llmwd-ctl resume" in notice.message
+
+
+def test_what_was_told_before_a_restart_of_the_notifier_is_not_told_again():
+    reader = Reader()
+    reader.hear(server_fact(NodePhase.serving))
+    assert Reader(reader.told).hear(server_fact(NodePhase.serving)) == []
+
+
+def test_after_a_stop_everything_is_told_anew():
+    reader = Reader()
+    reader.hear(server_fact(NodePhase.serving))
+    reader.hear(tunnel=tunnel_fact(Phase.ready))
+    again = Reader(after(reader.told, notices.stopped("node7")))
+    assert again.hear(server_fact(NodePhase.stopped)) == []
+    assert again.title(server_fact(NodePhase.serving, ready_at=3000.0)) == "Serving tiny on node7"
+    assert again.title(tunnel=tunnel_fact(Phase.ready)) == "Tunnel up: https://llm.example.org"
+
+
+def test_the_tunnel_is_told_when_it_comes_up_fails_and_is_lost_but_not_when_it_follows_the_server():
+    reader = Reader()
+    reader.hear(server_fact(NodePhase.serving))
+    assert reader.hear(tunnel=tunnel_fact(Phase.starting)) == []
+    assert reader.title(tunnel=tunnel_fact(Phase.ready)) == "Tunnel up: https://llm.example.org"
+    (notice,) = reader.hear(tunnel=tunnel_fact(Phase.starting, "the connection to Cloudflare is lost"))
+    assert notice.title.startswith("Tunnel down") and notice.hold_s > 0 and "is lost" in notice.message
+    assert reader.title(tunnel=tunnel_fact(Phase.ready)).startswith("Tunnel up")
+    reader.hear(server_fact(NodePhase.yielding))
+    assert reader.hear(tunnel=tunnel_fact(Phase.draining)) == []
+    reader.hear(server_fact(NodePhase.waiting))
+    assert reader.hear(tunnel=tunnel_fact(Phase.stopped)) == []
+    assert reader.hear(tunnel=tunnel_fact(Phase.starting)) == []
+    (notice,) = reader.hear(tunnel=tunnel_fact(Phase.failed, "credentials"))
+    assert notice.alarm and notice.title.startswith("Tunnel failed")
+
+
+@pytest.mark.parametrize(("gpus", "shown"), [((), "its GPUs"), ((3,), "GPU 3"), ((1, 0), "GPUs 0-1"), ((0, 2), "GPUs 0, 2")])
+def test_gpus_are_named_as_people_write_them(gpus, shown):
+    (notice,) = Reader().hear(server_fact(NodePhase.serving, holding=gpus))
+    assert f"answers on {shown} at" in notice.message
+
+
+# --- texts and waits -------------------------------------------------------------------------------------
+
+
+def notice(title: str = "t", message: str = "m", alarm: bool = False) -> Notice:
+    return Notice(About.server, "k", title, message, "boom", alarm=alarm)
+
+
+@given(st.text(), st.integers(min_value=3, max_value=200))
+def test_a_cut_text_fits_in_bytes_and_ends_with_a_whole_character(text, most_bytes):
+    found = cut(text, most_bytes)
+    assert len(found.encode()) <= most_bytes
+    assert found == cut(found, most_bytes)
+
+
+def test_a_long_message_in_any_script_stays_within_the_servers_limits():
+    for char in ("a", "é", "漢", "🚀", '"', "\\", "\n", "\x07"):
+        found = json.loads(body(notice(char * 9000, char * 9000), "topic", "default"))
+        assert len(found["message"].encode()) <= 4096 and len(found["title"].encode()) <= 1024
+        assert len(body(notice(char * 9000, char * 9000), "topic", "default")) <= 8192
+
+
+def test_the_priority_of_an_ordinary_notice_is_the_operators_and_an_alarm_is_at_least_high():
+    priorities = [json.loads(body(notice(), "t", name))["priority"] for name in ("min", "default", "urgent", "2")]
+    assert priorities == [1, 3, 5, 2]
+    alarms = [json.loads(body(notice(alarm=True), "t", name))["priority"] for name in ("min", "max")]
+    assert alarms == [4, 5]
+
+
+def test_waits_double_with_jitter_up_to_a_limit_and_a_429_is_given_more_time():
+    assert [retry_after_s(tries, None, None, 0.0) for tries in (1, 2, 3)] == [2.0, 4.0, 8.0]
+    assert retry_after_s(1, 429, 42901, 0.0) == 5.0 < retry_after_s(1, 429, 42901, 0.9)
+    assert retry_after_s(99, 500, 50001, 0.99) <= 1.5 * notices.RETRY_MAX_S
+    assert retry_after_s(1, 429, notices.DAILY_QUOTA, 0.0) >= 3600
+
+
+def test_the_story_of_a_yield_keeps_its_order_whatever_time_it_is():
+    reader, start = Reader(), time.monotonic()
+    phases = (NodePhase.serving, NodePhase.yielding, NodePhase.waiting, NodePhase.loading)
+    told = [n.title.split()[0] for phase in phases for n in reader.hear(server_fact(phase, at_s=start), gpus=revoked())]
+    assert told == ["Serving", "Yielding", "Yielded"]

@@ -1,0 +1,202 @@
+#!/usr/bin/env python3
+"""A small stand-in for cloudflared 2026.8 as far as a named tunnel goes: its flags, logs, metrics server and exits.
+
+    cloudflared.py [flags below] -- tunnel --config F [flags of cloudflared] run
+
+A test wraps it in a script of its own (`wrapper`), because its environment is scrubbed. Like the real one: a wrong or
+misplaced flag prints help and exits 0; no tunnel, bad token 255; bad configuration or credentials that are not
+JSON 1; `{}` as credentials is taken; TERM drains, a second TERM kills; ha_connections is 1 while not connected.
+Unlike the real one: it talks to no edge and proxies nothing.
+"""
+
+import argparse
+import json
+import os
+import re
+import signal
+import sys
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+TUNNEL_FLAGS = {"--config", "--metrics", "--loglevel", "--output", "--grace-period", "--protocol", "--logfile", "--edge"}
+TUNNEL_SWITCHES = {"--no-autoupdate", "--no-prechecks"}
+RUN_FLAGS = {"--token", "--token-file", "--credentials-file", "--url", "--protocol"}
+
+
+def wrapper(folder: Path, *flags: str) -> Path:
+    """A program in `folder` that is cloudflared with these flags of the stand-in."""
+    path = folder / "cloudflared"
+    path.write_text(f'#!/bin/sh\nexec "{sys.executable}" "{Path(__file__).resolve()}" {" ".join(flags)} -- "$@"\n')
+    path.chmod(0o755)
+    return path
+
+
+def parse(argv: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--metrics-after", type=float, default=0.0, help="seconds until it says where its metrics are")
+    parser.add_argument("--ready-after", type=float, default=0.05, help="seconds until it is connected")
+    parser.add_argument("--ready-file", help="connected only while this file is there")
+    parser.add_argument("--exit-after", type=float, help="seconds until it ends by itself")
+    parser.add_argument("--exit-code", type=int, default=1, help="with this exit code")
+    parser.add_argument("--exit-text", default="Could not lookup srv records", help="after this error")
+    parser.add_argument("--unauthorized", action="store_true", help="the edge refuses every registration, for ever")
+    parser.add_argument("--drain", type=float, default=0.0, help="seconds that a request in flight takes after TERM")
+    parser.add_argument("--ignore-term", action="store_true", help="TERM does nothing (name servers that do not answer)")
+    parser.add_argument("--flood", type=int, default=0, help="so many lines of log before anything else")
+    parser.add_argument("--report", help="what it got (argv, environment, configuration, pid) goes there as JSON")
+    parser.add_argument("rest", nargs=argparse.REMAINDER)
+    return parser.parse_args(argv)
+
+
+def log(level: str, text: str) -> None:
+    stamp = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    print(f"{stamp} {level} {text}", file=sys.stderr, flush=True)
+
+
+def incorrect(usage: str) -> None:
+    print(f"Incorrect Usage: flag provided but not defined: {usage}\n\nNAME:\n   cloudflared tunnel - Use Cloudflare Tunnel")
+    sys.exit(0)
+
+
+def read_flags(argv: list[str]) -> dict[str, str]:
+    """The flags where cloudflared takes them: those of `tunnel` before `run`, those of `run` after it."""
+    given, words = {}, iter(argv)
+    if next(words, None) != "tunnel":
+        incorrect(argv[0] if argv else "")
+    allowed = TUNNEL_FLAGS
+    for word in words:
+        if word == "run":
+            allowed = RUN_FLAGS
+            given["run"] = ""
+        elif word in TUNNEL_SWITCHES and allowed is TUNNEL_FLAGS:
+            given[word] = ""
+        elif word in allowed:
+            given[word] = next(words, "")
+        else:
+            incorrect(word)
+    return given
+
+
+def read_config(path: str) -> dict[str, str]:
+    """The few keys of the configuration that matter here; ends as cloudflared does on a bad one."""
+    try:
+        text = Path(path).read_text()
+    except OSError:
+        log("ERR", f"Couldn't start tunnel error=\"Cannot find config file {path}\"")
+        sys.exit(1)
+    found = dict(re.findall(r'^(tunnel|credentials-file): "?([^"\n]*)"?$', text, re.M))
+    services = re.findall(r'^\s*(?:- )?service: "?([^"\n]*)"?$', text, re.M)
+    if not services or not services[-1].startswith("http_status:"):
+        log("ERR", "The last ingress rule must match all URLs (i.e. it should not have a hostname or path filter)")
+        sys.exit(1)
+    return found | {"text": text, "service": services[0]}
+
+
+class Edge:
+    """Whether it is connected, and the metrics server that says so."""
+
+    def __init__(self, flags: argparse.Namespace):
+        self.flags, self.started_s = flags, time.monotonic()
+        self.ending = False
+
+    @property
+    def connected(self) -> bool:
+        if self.ending or self.flags.unauthorized or time.monotonic() - self.started_s < self.flags.ready_after:
+            return False
+        return self.flags.ready_file is None or os.path.exists(self.flags.ready_file)
+
+    def serve(self, address: str) -> None:
+        edge = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                connections = 4 if edge.connected else 0
+                if self.path == "/ready":
+                    status = 200 if connections else 503
+                    body = json.dumps({"status": status, "readyConnections": connections, "connectorId": "0" * 8})
+                elif self.path == "/metrics":
+                    status, body = 200, f"cloudflared_tunnel_ha_connections {connections or 1}\n"
+                else:
+                    status, body = 200, "OK"
+                self.send_response(status)
+                self.send_header("Content-Type", "text/plain; charset=utf-8")
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body.encode())
+
+            def log_message(self, *args: object) -> None:
+                pass
+
+        host, port = address.rsplit(":", 1)
+        server = ThreadingHTTPServer((host, int(port)), Handler)
+        server.daemon_threads = True
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        log("INF", f"Starting metrics server on {host}:{server.server_port}/metrics")
+
+
+def main(argv: list[str]) -> None:
+    flags = parse(argv)
+    given = read_flags(flags.rest[1:])
+    if flags.report:
+        config = Path(given.get("--config", "/")).read_text() if Path(given.get("--config", "/")).is_file() else None
+        report = {"argv": flags.rest[1:], "env": dict(os.environ), "config": config, "pid": os.getpid()}
+        Path(f"{flags.report}.new").write_text(json.dumps(report))
+        os.replace(f"{flags.report}.new", flags.report)
+    for number in range(flags.flood):
+        log("ERR", f"Serve tunnel error error=\"connection refused\" connIndex=0 try={number}")
+    config = read_config(given.get("--config", ""))
+    if not config.get("tunnel") or "run" not in given:
+        log("ERR", '"cloudflared tunnel run" requires the ID or name of the tunnel to run as the last command line argument')
+        sys.exit(255)
+    try:
+        json.loads(Path(config.get("credentials-file", "")).read_text())
+    except (OSError, ValueError):
+        log("ERR", f"Couldn't start tunnel error=\"Tunnel credentials file '{config.get('credentials-file')}' is not valid\"")
+        sys.exit(1)
+    run(flags, given)
+
+
+def run(flags: argparse.Namespace, given: dict[str, str]) -> None:
+    terms: list[float] = []
+
+    def term(number: int, frame: object) -> None:
+        if flags.ignore_term:
+            return
+        terms.append(time.monotonic())
+        if len(terms) > 1:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    signal.signal(signal.SIGTERM, term)
+    signal.signal(signal.SIGINT, term)
+    grace_s = float(given.get("--grace-period", "30s").rstrip("s"))
+    edge, was, tries, listening = Edge(flags), False, 0, False
+    while True:
+        now_s, ran_s = time.monotonic(), time.monotonic() - edge.started_s
+        if not listening and ran_s >= flags.metrics_after:
+            listening = True
+            edge.serve(given.get("--metrics", "127.0.0.1:0"))
+        if terms:
+            if not edge.ending:
+                edge.ending = True
+                log("INF", "Initiating graceful shutdown due to signal terminated ...")
+            if now_s - terms[0] >= min(grace_s, flags.drain):
+                log("ERR", "no more connections active and exiting")
+                sys.exit(0)
+        elif flags.exit_after is not None and ran_s >= flags.exit_after:
+            log("ERR", flags.exit_text)
+            os._exit(flags.exit_code)
+        elif edge.connected != was:
+            was = edge.connected
+            log(*(("INF", "Registered tunnel connection connIndex=0 location=ams01 protocol=http2") if was
+                  else ("ERR", 'Lost connection with the edge error="EOF" connIndex=0')))  # fmt: skip
+        elif flags.unauthorized and tries < ran_s * 20:
+            tries += 1
+            log("ERR", 'Register tunnel error from server side error="Unauthorized: Invalid tunnel secret" connIndex=0')
+        time.sleep(0.01)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,328 @@
+"""The tunnel manager as a real process, with a stand-in for cloudflared."""
+
+import base64
+import json
+import os
+import signal
+import stat
+import time
+from pathlib import Path
+
+import pytest
+
+from llmwd.adapters import procs
+from llmwd.messages import Done, ResetOrder
+from llmwd.vocab import NodePhase, Phase
+from tests.fakes import cloudflared
+from tests.waiting import wait_until
+from tests.workers.harness import Stage, server_fact
+
+TUNNEL = "6f0b2f36-3f4c-4d40-9a2f-0f1d2c3b4a59"
+
+
+def credentials(folder: Path, **changes: object) -> Path:
+    path = folder / "credentials.json"
+    found = {"AccountTag": "a" * 32, "TunnelSecret": base64.b64encode(b"s" * 32).decode(), "TunnelID": TUNNEL}
+    path.write_text(json.dumps(found | changes))
+    path.chmod(0o600)
+    return path
+
+
+class Tunnel(Stage):
+    """The settings of a tunnel that works, with the stand-in's flags."""
+
+    def __init__(self, folder: Path, *flags: str, **settings: object):
+        self.report_path = folder / "report"
+        self.folder = folder
+        self.base = {
+            "TUNNEL_HOSTNAME": "llm.example.org", "TUNNEL_ID": TUNNEL, "CLOUDFLARED_CREDS": credentials(folder),
+            "CLOUDFLARED_BIN": cloudflared.wrapper(folder, "--report", str(self.report_path), *flags),
+            "LEASE_TTL": 4, "BACKOFF_MIN": 0.05,
+        } | settings  # fmt: skip
+        super().__init__(folder, "tunnel", **self.base)
+
+    def serve(self, **fields: object) -> None:
+        self.publish("vllm", server_fact(NodePhase.serving, **fields))
+
+    def report(self) -> dict:
+        self.until(self.report_path.exists, what="a started cloudflared")
+        return json.loads(self.report_path.read_text())
+
+    def cloudflared_log(self) -> str:
+        path = self.dirs.logs / "cloudflared.log"
+        return path.read_text() if path.exists() else ""
+
+    def journaled(self, event: str) -> int:
+        path = self.dirs.state / "journal.jsonl"
+        return path.read_text().count(f'"event":"{event}"') if path.exists() else 0
+
+
+@pytest.fixture
+def tunnel(tmp_path):
+    """tunnel(*flags of the stand-in, **settings): a Tunnel whose cloudflared is gone after the test."""
+    made: list[Tunnel] = []
+
+    def make(*flags: str, **settings: object) -> Tunnel:
+        made.append(Tunnel(tmp_path, *flags, **settings))
+        return made[-1]
+
+    yield make
+    for one in made:
+        pid = json.loads(one.report_path.read_text())["pid"] if one.report_path.exists() else 0
+        with one:
+            pass
+        one_gone(pid)
+
+
+def one_gone(pid: int, within_s: float = 20.0) -> None:
+    wait_until(lambda: pid == 0 or procs.stat(pid) is None or procs.stat(pid).dead, within_s, what=f"the end of {pid}")
+
+
+def test_a_tunnel_that_is_not_configured_is_off_and_answers_the_line(tunnel):
+    stage = tunnel(TUNNEL_HOSTNAME="")
+    stage.start()
+    stage.serve()
+    fact = stage.until_fact(phase=Phase.stopped, detail="off: TUNNEL_HOSTNAME is not set")
+    assert fact.hostname is None and fact.pid is None
+    stage.until(lambda: stage.worker.beats >= 3)
+    assert stage.stop() == 0
+    assert not stage.report_path.exists()
+
+
+def test_it_waits_for_the_model_and_is_ready_only_once_cloudflared_is_connected(tunnel, tmp_path):
+    edge = tmp_path / "edge"
+    stage = tunnel("--ready-file", str(edge))
+    stage.start()
+    stage.until_fact(phase=Phase.stopped, detail="waiting for the model", hostname="llm.example.org")
+    stage.publish("vllm", server_fact(NodePhase.loading, url="http://127.0.0.1:8123"))
+    stage.serve()
+    stage.until_fact(phase=Phase.starting, detail="connecting to Cloudflare")
+    stage.until(lambda: "Starting metrics server" in stage.cloudflared_log())
+    assert stage.fact.phase is Phase.starting
+    edge.touch()
+    fact = stage.until_fact(phase=Phase.ready)
+    assert fact.pid == stage.report()["pid"]
+
+
+def test_cloudflared_gets_a_private_configuration_and_a_clean_environment(tunnel, monkeypatch):
+    monkeypatch.setenv("TUNNEL_TOKEN", "stray")
+    monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:9")
+    stage = tunnel()
+    stage.start()
+    stage.serve()
+    stage.until_fact(phase=Phase.ready)
+    report = stage.report()
+    config = stage.dirs.runtime / "config-cloudflared.yml"
+    assert stat.S_IMODE(config.stat().st_mode) == 0o600
+    assert report["argv"] == [
+        "tunnel", "--config", str(config), "--no-autoupdate", "--metrics", "127.0.0.1:0", "--loglevel", "info",
+        "--grace-period", "5s", "--protocol", "http2", "run",
+    ]  # fmt: skip
+    assert {name for name in report["env"] if "TUNNEL" in name or "PROXY" in name} == set()
+    assert set(report["env"]) <= {"PATH", "HOME", "LLMWD_TREE", "SPT_NOENV", "PWD", "SHLVL", "_", "OLDPWD", "LC_CTYPE"}
+    assert f'tunnel: "{TUNNEL}"' in report["config"] and 'service: "http://127.0.0.1:8123"' in report["config"]
+
+
+def test_it_stays_while_the_gpus_are_given_back_and_goes_when_the_server_is_gone(tunnel):
+    stage = tunnel()
+    stage.start()
+    stage.serve()
+    pid = stage.until_fact(phase=Phase.ready).pid
+    stage.publish("vllm", server_fact(NodePhase.yielding))
+    published_s = time.monotonic()
+    stage.until_fact(phase=Phase.ready, at_s=lambda at_s: at_s > published_s)
+    assert not procs.stat(pid).dead
+    stage.publish("vllm", server_fact(NodePhase.waiting))
+    stage.until_fact(phase=Phase.stopped, detail="waiting for the model", pid=None)
+    one_gone(pid)
+    stage.serve()
+    assert stage.until_fact(phase=Phase.ready).pid != pid
+    assert stage.journaled("tunnel_died") == 0
+
+
+def test_a_server_whose_manager_is_silent_for_long_counts_as_gone(tunnel):
+    stage = tunnel(LEASE_TTL=2)
+    stage.start()
+    stage.serve()
+    stage.until_fact(phase=Phase.ready)
+    stage.until_fact(phase=Phase.stopped, detail="waiting for the model")
+
+
+def test_another_address_of_the_server_means_another_cloudflared(tunnel):
+    stage = tunnel()
+    stage.start()
+    stage.serve()
+    pid = stage.until_fact(phase=Phase.ready).pid
+    stage.serve(url="http://127.0.0.1:8999")
+    stage.until_fact(phase=Phase.ready, pid=lambda now: now not in (None, pid))
+    assert "127.0.0.1:8999" in stage.report()["config"]
+
+
+def test_cloudflared_that_dies_is_started_again_after_a_backoff(tunnel):
+    stage = tunnel(BACKOFF_MIN=1)
+    stage.start()
+    stage.serve()
+    pid = stage.until_fact(phase=Phase.ready).pid
+    os.kill(pid, signal.SIGKILL)
+    fact = stage.until_fact(phase=Phase.backoff)
+    assert "killed by signal 9" in fact.detail
+    stage.until_fact(phase=Phase.ready, pid=lambda now: now not in (None, pid))
+
+
+def test_cloudflared_that_dies_too_often_is_left_alone_until_the_operator_resets_it(tunnel):
+    stage = tunnel("--exit-after", "0.1", RESTART_INTENSITY=1)
+    stage.start()
+    stage.serve()
+    fact = stage.until_fact(phase=Phase.failed)
+    assert "exit code 1" in fact.detail and "Could not lookup srv records" in fact.detail
+    assert stage.journaled("tunnel_started") == 2
+    cloudflared.wrapper(stage.folder, "--report", str(stage.report_path))
+    assert isinstance(stage.order(ResetOrder(by="test")), Done)
+    stage.serve()
+    stage.until_fact(phase=Phase.ready)
+
+
+@pytest.mark.parametrize(
+    ("code", "told"), [(255, "exit code 255): bad token"), (0, "does not know our arguments")], ids=["255", "0 unasked"]
+)
+def test_a_fault_that_no_restart_mends_is_told_once_and_not_tried_again(tunnel, code, told):
+    stage = tunnel("--exit-after", "0.1", "--exit-code", str(code), "--exit-text", "'bad token'")
+    stage.start()
+    stage.serve()
+    assert told in stage.until_fact(phase=Phase.failed).detail
+    stage.serve(at_s=time.monotonic())
+    beats = stage.worker.beats
+    stage.until(lambda: stage.worker.beats > beats + 2)
+    assert stage.journaled("tunnel_started") == 1
+    assert stage.log().count("the tunnel cannot work") == 1
+
+
+def test_credentials_that_cloudflare_refuses_are_a_fault_that_no_restart_mends(tunnel):
+    stage = tunnel("--unauthorized")
+    stage.start()
+    stage.serve()
+    fact = stage.until_fact(phase=Phase.failed, pid=None)
+    assert "Cloudflare refuses the credentials" in fact.detail and "Unauthorized" in fact.detail
+    one_gone(stage.report()["pid"])
+    assert stage.journaled("tunnel_started") == 1
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"CLOUDFLARED_BIN": "/nowhere/cloudflared"}, "/nowhere/cloudflared is not there or cannot be run"),
+        ({"CLOUDFLARED_CREDS": "/nowhere/creds.json"}, "/nowhere/creds.json cannot be read (No such file or directory)"),
+        ({"TUNNEL_ID": TUNNEL.replace("6", "7")}, "correct one of them"),
+    ],
+    ids=["binary", "credentials", "another tunnel's credentials"],
+)
+def test_what_is_missing_is_told_in_one_sentence_and_can_be_mended_by_a_reload(tunnel, settings, told):
+    stage = tunnel(**settings)
+    stage.start()
+    stage.serve()
+    assert told in stage.until_fact(phase=Phase.failed).detail
+    assert not stage.report_path.exists()
+    good = credentials(stage.folder)
+    stage.reload(**stage.base | {
+        "TUNNEL_ID": TUNNEL, "CLOUDFLARED_CREDS": good, "CLOUDFLARED_BIN": stage.folder / "cloudflared"
+    })  # fmt: skip
+    stage.serve()
+    stage.until_fact(phase=Phase.ready)
+
+
+def test_credentials_that_others_can_read_are_warned_about(tunnel):
+    stage = tunnel()
+    (stage.folder / "credentials.json").chmod(0o644)
+    stage.start()
+    stage.serve()
+    fact = stage.until_fact(phase=Phase.ready)
+    assert "can be read by others" in fact.detail and "chmod 600" in fact.detail
+
+
+def test_a_lost_connection_is_told_and_so_is_its_return(tunnel, tmp_path):
+    edge = tmp_path / "edge"
+    edge.touch()
+    stage = tunnel("--ready-file", str(edge), LEASE_TTL=30)
+    stage.start()
+    stage.serve()
+    pid = stage.until_fact(phase=Phase.ready).pid
+    edge.unlink()
+    fact = stage.until_fact(phase=Phase.starting, pid=pid)
+    assert "Lost connection with the edge" in fact.detail
+    edge.touch()
+    stage.until_fact(phase=Phase.ready, pid=pid)
+
+
+def test_a_restarted_manager_takes_the_running_cloudflared_over(tunnel):
+    stage = tunnel(LEASE_TTL=10)
+    stage.start()
+    stage.serve()
+    pid = stage.until_fact(phase=Phase.ready).pid
+    stage.worker.kill()
+    stage.start()
+    stage.until_fact(phase=Phase.ready, pid=pid)
+    stage.serve()
+    heard_s = time.monotonic()
+    stage.until_fact(phase=Phase.ready, pid=pid, at_s=lambda at_s: at_s > heard_s)
+    assert stage.journaled("tunnel_started") == 1
+    stage.publish("vllm", server_fact(NodePhase.waiting))
+    stage.until_fact(phase=Phase.stopped)
+    one_gone(pid)
+
+
+def test_cloudflared_outlives_its_lease_while_the_manager_renews_it(tunnel):
+    stage = tunnel(LEASE_TTL=3)
+    stage.start()
+    stage.serve()
+    fact = stage.until_fact(phase=Phase.ready)
+    for after_s in (1.5, 3.0, 4.5):
+        stage.serve()
+        stage.until_fact(phase=Phase.ready, pid=fact.pid, at_s=lambda at_s, end=fact.at_s + after_s: at_s > end)
+
+
+def test_cloudflared_ends_when_nobody_renews_its_lease(tunnel):
+    stage = tunnel(LEASE_TTL=2)
+    stage.start()
+    stage.serve()
+    pid = stage.until_fact(phase=Phase.ready).pid
+    stage.worker.kill()
+    one_gone(pid)
+
+
+def test_cloudflared_ends_with_the_root(tunnel):
+    stage = tunnel("--ignore-term", LEASE_TTL=4)
+    stage.start()
+    stage.serve()
+    pid = stage.until_fact(phase=Phase.ready).pid
+    stage.worker.kill()
+    stage.end_root()
+    one_gone(pid)
+
+
+@pytest.mark.parametrize("flags", [(), ("--ignore-term",), ("--drain", "60")], ids=["idle", "deaf", "request in flight"])
+def test_an_ordered_stop_ends_cloudflared_within_its_time(tunnel, flags):
+    stage = tunnel(*flags)
+    stage.start()
+    stage.serve()
+    pid = stage.until_fact(phase=Phase.ready).pid
+    assert stage.stop(within_s=4.0) == 0
+    found = procs.stat(pid)
+    assert found is None or found.dead
+    assert "the tunnel is down" in stage.log()
+
+
+def test_a_flood_in_the_log_hides_nothing(tunnel):
+    stage = tunnel("--flood", "5000")
+    stage.start()
+    stage.serve()
+    stage.until_fact(phase=Phase.ready)
+
+
+def test_switching_the_tunnel_off_by_a_reload_takes_it_down(tunnel):
+    stage = tunnel()
+    stage.start()
+    stage.serve()
+    pid = stage.until_fact(phase=Phase.ready).pid
+    stage.reload(**stage.base | {"TUNNEL_HOSTNAME": ""})
+    stage.until_fact(phase=Phase.stopped, detail="off: TUNNEL_HOSTNAME is not set")
+    one_gone(pid)
