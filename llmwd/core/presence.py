@@ -129,6 +129,13 @@ def _excused(state: Presence, view: SourceView) -> bool:
     return not state.named and (view.absent or not view.worked)
 
 
+def seen_only_by(state: Presence, source: Source) -> frozenset[str]:
+    """Jobs that no other source sees."""
+    view = state.views.get(source)
+    others = {job for name, other in state.views.items() if name is not source for job in other.jobs}
+    return frozenset(view.jobs) - others if view is not None else frozenset()
+
+
 def jobs_fact(state: Presence, now_s: float) -> JobsFact:
     return JobsFact(
         jobs=tuple(_seen(state, job) for job in sorted(state.tracks)),

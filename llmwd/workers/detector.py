@@ -25,6 +25,8 @@ from llmwd.workers.base import Boot, Shell, repeat_every_s
 SCAN_EVERY_S = 10.0
 PROCFS_EVERY_S = 30.0  # each look costs 10 to 15 ms of a core: most of what the detector uses
 PROCFS_FASTEST_S = 1.0  # where nothing else sees jobs
+# A job that only /proc still shows has most likely just ended: look again soon, then less and less often.
+PROCFS_AGAIN_S = 0.25
 FIRST_LOOK_WITHIN_S = 2.0
 SPOOL_ASK_EVERY_S = 300.0
 LOCAL = (Source.stepd, Source.cgroup2, Source.cgroup1, Source.procfs, Source.sim)
@@ -50,6 +52,8 @@ class Detector:
         self._state = presence.begin(*chosen(shell.boot.settings.detection))
         self._folders: dict[Source, JobFolders] = {}
         self._procfs: JobProcesses | None = None
+        self._procfs_again_s = PROCFS_AGAIN_S
+        self._only_procfs: frozenset[str] = frozenset()
         self._watched: dict[object, int] = {}
         self._published: JobsFact | None = None
         self._polling = False
@@ -199,6 +203,9 @@ class Detector:
     def _procfs_every_s(self) -> float:
         folders = [self._state.views.get(source) for source in OF_SLURM]
         others_work = any(view is not None and view.works for view in folders)
+        if others_work and self._only_procfs:
+            self._procfs_again_s = min(PROCFS_EVERY_S, self._procfs_again_s * 2)
+            return self._procfs_again_s
         if others_work or not (self._slurm_here or self._state.named):
             return PROCFS_EVERY_S
         return max(PROCFS_FASTEST_S, self._shell.boot.settings.poll_interval_s)
@@ -240,6 +247,11 @@ class Detector:
 
     def _take(self, look: Look, now_s: float) -> Change:
         self._state, change = presence.take(self._state, look, now_s)
+        only = presence.seen_only_by(self._state, Source.procfs)
+        if only - self._only_procfs and look.source is not Source.procfs and self._procfs is not None:
+            self._procfs_again_s = PROCFS_AGAIN_S
+            self._shell.at("procfs", now_s + PROCFS_AGAIN_S, self._look_at_processes)
+        self._only_procfs = only
         if self._published is not None:
             self._publish_if_new()
         self._tell(look, change)

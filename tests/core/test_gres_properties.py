@@ -74,7 +74,7 @@ def jobs(draw: st.DrawFn) -> tuple[str, set[int], dict[str, dict[int, str]]]:
         fields.append(f"  Nodes={name} CPU_IDs=0-7 Mem=1024 GRES={detail(gpus, extra)}")
     if draw(st.booleans()):
         fields.append("MinCPUsNode=8 WorkDir=/home/a")
-    end = draw(st.sampled_from(["", "\n", "\n\n"]))
+    end = draw(st.sampled_from(["\n", "\n\n"]))  # Slurm ends its text; one without an end counts as cut
     return draw(st.sampled_from(["\n   ", " "])).join(fields) + end, set(nodes[NODE]), nodes
 
 
