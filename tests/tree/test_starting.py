@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from llmwd.adapters import procs
 from llmwd.adapters.cgroups import read_mounts
 from tests.tree.conftest import Start
 from tests.tree.supervised import CHECKOUT, MARK, Supervised
@@ -147,7 +148,7 @@ def test_new_arguments_of_the_active_profile_restart_the_server_and_only_it(supe
     tree.until(lambda status: status["phase"] == "serving" and status["server"]["pid"] not in (None, before["server"]))
     after = tree.pids()
     assert after | {"server": 0} == before | {"server": 0}
-    assert "4096" in tree.server_fact().argv
+    assert b"4096" in procs.cmdline(after["server"])
     assert tree.journal("released")[-1]["reason"] == "switching"
 
 
