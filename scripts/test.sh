@@ -51,6 +51,9 @@ case "$*" in
     *) scripts/setup-embedded.sh || leave_out vllm "the embedded vLLM could not be set up" ;;
 esac
 
+# Three at a time: most tests wait for real processes. A file stays together, for the fixtures that it shares.
+[[ $* == *-n* ]] || set -- -n 3 --dist loadfile "$@"
+
 # Nothing of the caller's own llmwd may leak in, nor reach it.
 unset LLMWD_HOME LLMWD_RUNTIME_DIR LLMWD_STATE_DIR SIM_GPUS DETECTION SLURM_CONF SLURM_JOB_ID
 LLMWD_TEST_WITHOUT="${LLMWD_TEST_WITHOUT-}${without[*]:+ ${without[*]}}" exec "$LLMWD_PYTHON" -m pytest "$@"

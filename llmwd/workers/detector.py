@@ -173,8 +173,8 @@ class Detector:
     # --- processes -------------------------------------------------------------------------------------
 
     def _look_at_processes(self) -> None:
-        if self._procfs is None:
-            return
+        if self._procfs is None or self._procfs in self._watched:
+            return  # the look that is on its way arranges the next one
         if self._procfs.begin():
             self._watch(self._procfs, self._procfs.fileno(), self._on_processes)
             self._shell.at("procfs-overdue", self._procfs.deadline_s, self._on_processes)
