@@ -4,8 +4,11 @@ Theory of operation. A job is *present* while a source of detection sees it (or 
 GPUs are asked for once; until the answer comes it is *pending*, and after RESOLVE_DEADLINE without one it is
 *unknown*: it counts as having every GPU. A reading of the node (GresUsed) that began after a job was first
 seen *covers* the job: whatever it has is among the GPUs that the node says are used, so one call answers for
-any number of arrivals. A job that is seen no more is *leaving*: it keeps its GPUs until a reading that began
-later says that nothing on the node completes. Unknown is never taken for none.
+any number of arrivals. Only a *quiet* reading does, one that says that nothing completes: a node drops a job's GPUs
+when the job begins to complete. For the same reason a GPU counts as used from reading to reading until a quiet
+one, and a job that is seen no more is *leaving*: it keeps its GPUs until a quiet reading that began later. Where a
+reading cannot be decided (a node may tell only how many GPUs are used), it counts with the listing of the
+node's jobs that follows it. Unknown is never taken for none.
 
 Indices are Slurm's. No clock in here: every method is told the time.
 """
@@ -15,7 +18,10 @@ import msgspec
 from llmwd.core.gres import Claim, Failure
 from llmwd.core.gres_claim import OVER, WAITING
 from llmwd.messages import JobSeen
+from llmwd.vocab import Source
 
+SIMULATED = (Source.sim,)
+LISTED = (Source.gresused,)
 # A finished or waiting job whose folder is still here is asked again: the same id may run again (requeue).
 REASK_FIRST_S = 1.0
 REASK_MAX_S = 15.0
@@ -43,13 +49,15 @@ class JobView(msgspec.Struct, frozen=True):
 
 
 class _Job:
-    """One run of a job on this node."""
+    """One run of a job on this node. known: what it has, or (unresolved) what the run before it had."""
 
-    def __init__(self, seen: JobSeen):
+    def __init__(self, seen: JobSeen, heard_s: float):
         self.seen = seen
+        self.heard_s = heard_s  # a resolver that has just been started hears late of what was seen long ago
+        self.sign_s = seen.seen_s  # as its sources told it last: a later one means another run
         self.known: frozenset[int] | None = seen.gpus if seen.gpus is None else frozenset(seen.gpus)
         self.resolved_s: float | None = seen.seen_s if seen.gpus is not None else None
-        self.over = False
+        self.off = False  # over, or not begun again, by Slurm's word
         self.covered_s: float | None = None
         self.within: frozenset[int] = frozenset()  # while covered: all it can have
         self.failure: Failure | None = None
@@ -60,7 +68,12 @@ class _Job:
 
     @property
     def sim(self) -> bool:
-        return self.seen.sources == ("sim",)
+        return self.seen.sources == SIMULATED
+
+    @property
+    def open(self) -> bool:
+        """Nothing is known of it: neither what it has, nor within what."""
+        return self.resolved_s is None and self.covered_s is None
 
 
 class Claims:
@@ -74,6 +87,10 @@ class Claims:
         self._leaving: dict[str, _Job] = {}
         self._local: dict[str, JobSeen] = {}
         self._listed: dict[str, JobSeen] = {}
+        self._asked: dict[str, _Job] = {}
+        self._used: frozenset[int] = frozenset()
+        self._used_whole = False  # GPUs of jobs that began to complete before the first reading are not missing in it
+        self._listing_due = False  # the latest reading was not decidable, and no listing has come since
 
     # --- what happened ----------------------------------------------------------------------------------
 
@@ -82,105 +99,114 @@ class Claims:
         self._local = {job.id: job for job in jobs}
         self._update(now_s)
 
-    def list(self, ids: frozenset[str], now_s: float) -> None:
+    def take_listing(self, ids: frozenset[str], now_s: float) -> None:
         """Jobs that slurmctld says have an allocation here; asked where GresUsed alone cannot decide."""
-        self._listed = {
-            id: self._listed.get(id) or JobSeen(id=id, sources=("gresused",), seen_s=now_s) for id in ids
-        }
+        self._listed = {id: self._listed.get(id) or JobSeen(id=id, sources=LISTED, seen_s=now_s) for id in ids}
         self._update(now_s)
+        if self._listing_due:
+            self._listing_due = False
+            self._used, self._used_whole = frozenset(), True
+            self._let_go()
 
     def answer(self, id: str, claim: Claim, now_s: float) -> None:
         """What Slurm says of one job that was asked for."""
-        job = self._jobs.get(id) or self._leaving.get(id)
+        job = self._answered(id)
         if job is None:
             return
         job.failure, job.why = None, claim.why
-        finished = claim.gpus is not None and not claim.completing and bool(OVER & set(claim.states))
-        if id in self._leaving:
-            if finished:
-                del self._leaving[id]
+        over = claim.gpus is not None and not claim.completing and bool(OVER & set(claim.states))
+        if over and self._leaving.get(id) is job:
+            del self._leaving[id]
             return
         if claim.gpus is None:
             job.ask_at_s = self._again(job, now_s)
             return
-        dormant = finished or bool(WAITING & set(claim.states))
-        if dormant:
+        if over or WAITING & set(claim.states):
             # Over or not begun by Slurm's word, and still here: it keeps what it had, and is asked again.
             job.known = (job.known or frozenset()) | claim.gpus
-            job.over = finished
+            job.off = not claim.completing
             job.ask_at_s = self._again(job, now_s)
-            if not finished:
+            if not over:
                 return
-        else:
+        elif job.left_s is None or job.resolved_s is None:
             job.known = claim.gpus
-            job.over = False
-            job.ask_at_s = None
+            job.off = False
+            # Nothing but an empty folder shows it: nothing will show its end either.
+            job.ask_at_s = self._again(job, now_s) if job.seen.empty else None
         if job.resolved_s is None:
             job.resolved_s = now_s
 
     def fail(self, id: str, failure: Failure, why: str, now_s: float) -> None:
         """A job that was asked for could not be answered."""
-        job = self._jobs.get(id)
+        job = self._answered(id)
         if job is None:
-            if failure is Failure.invalid_job and self.slurm and id in self._leaving and self._settled():
-                del self._leaving[id]  # purged by slurmctld, and nothing completes on the node
+            return
+        hidden = failure is Failure.invalid_job
+        if hidden and self._leaving.get(id) is job and self._quiet_since(job.left_s):
+            del self._leaving[id]  # purged by slurmctld, and nothing completes on the node
             return
         job.failure, job.why = failure, why
-        job.ask_at_s = self._again(job, now_s)
+        # A job that Slurm hides stays hidden: the node's readings cover it from now on.
+        job.ask_at_s = None if hidden and job.covered_s is not None else self._again(job, now_s)
 
     def read(self, reading: NodeReading, now_s: float) -> None:
         """The node's latest reading."""
         self.reading = reading
-        if reading.claim.gpus is None:
+        claim = reading.claim
+        self._listing_due = claim.gpus is None
+        if claim.gpus is None:
             return
+        self._used = claim.gpus | (self._used if claim.completing else frozenset())
+        if claim.completing:
+            return
+        self._used_whole = True
         for job in [*self._jobs.values(), *self._leaving.values()]:
-            if reading.started_s >= job.seen.seen_s and job.resolved_s is None:
-                # Kept from reading to reading: the node drops a job's GPUs when the job begins to complete.
-                job.covered_s = job.covered_s or now_s
-                job.within |= reading.claim.gpus - self._explained()
-        if not reading.claim.completing:
-            for id, job in list(self._leaving.items()):
-                if reading.started_s >= job.left_s:
-                    del self._leaving[id]
+            self._cover(job, now_s)
+        self._let_go()
 
     # --- what follows -----------------------------------------------------------------------------------
 
     def due(self, now_s: float) -> tuple[str, ...]:
         """Jobs to ask for now, those that nothing is known of first."""
-        due = [job for job in self._jobs.values() if job.ask_at_s is not None and job.ask_at_s <= now_s]
+        due = [job for job in self._waiting() if job.ask_at_s is not None and job.ask_at_s <= now_s]
         due.sort(key=lambda job: (job.resolved_s is not None, job.covered_s is not None, job.seen.seen_s))
         return tuple(job.seen.id for job in due)
 
     def urgent(self) -> int:
-        """How many jobs nothing at all is known of."""
-        return sum(1 for job in self._jobs.values() if job.resolved_s is None and job.covered_s is None and not job.sim)
+        """How many jobs nothing is known of that a new reading may settle: they came after the last one."""
+        started_s = self.reading.started_s if self.reading else float("-inf")
+        return sum(1 for job in self._jobs.values() if job.open and not job.sim and job.seen.seen_s > started_s)
 
     def next_s(self, now_s: float) -> float | None:
         """When to look again although nothing happened."""
-        times = [job.ask_at_s for job in self._jobs.values() if job.ask_at_s is not None]
-        times += [
-            job.seen.seen_s + self.resolve_deadline_s
-            for job in [*self._jobs.values(), *self._leaving.values()]
-            if job.resolved_s is None and job.covered_s is None
-        ]
+        times = [job.ask_at_s for job in self._waiting() if job.ask_at_s is not None]
+        times += [job.heard_s + self.resolve_deadline_s for job in self._waiting() if job.open]
         return min((at for at in times if at > now_s), default=None)
 
     def asked(self, id: str) -> None:
-        if id in self._jobs:
-            self._jobs[id].ask_at_s = None
+        """This job is being asked for now."""
+        job = self._jobs.get(id)
+        if job is None or job.sim:
+            job = self._leaving.get(id)
+        if job is not None:
+            job.ask_at_s = None
+            self._asked[id] = job
+
+    def unsettled(self) -> bool:
+        """Whether the node's readings leave open who has its GPUs: no lease may be granted on them yet."""
+        return self.reading is not None and (self._listing_due or not self._used_whole and self.reading.claim.completing)
 
     def reading_wanted(self) -> bool:
         """Whether a fresh reading would settle something: somebody left, or nobody answers for a job."""
         started_s = self.reading.started_s if self.reading else float("-inf")
         waits = [job.left_s for job in self._leaving.values()]
-        waits += [
-            job.seen.seen_s for job in self._jobs.values() if job.resolved_s is None and (job.failure or job.why)
-        ]
+        waits += [job.seen.seen_s for job in self._jobs.values() if _stuck(job)]
         return self.slurm and any(started_s < at for at in waits)
 
     def completing(self) -> bool:
-        """Whether somebody who left still waits for the node to say that nothing completes."""
-        return bool(self._leaving)
+        """Whether somebody still waits for the node to say that nothing completes."""
+        noisy = self.reading is not None and self.reading.claim.completing
+        return bool(self._leaving) or noisy and any(_stuck(job) for job in self._jobs.values())
 
     def unanswered_leaving(self) -> tuple[str, ...]:
         """Those who left, where the node's reading cannot tell: they have to be asked for one by one."""
@@ -195,35 +221,49 @@ class Claims:
         )
 
     def used_by_node(self) -> frozenset[int]:
-        """GPUs that slurmctld says are allocated here, whoever has them."""
-        return self._used() or frozenset()
+        """GPUs that slurmctld says are allocated here, or were when something began to complete, whoever has them."""
+        return self._used
 
     # --- within -----------------------------------------------------------------------------------------
 
     def _view(self, job: _Job, now_s: float) -> JobView:
         seen = job.seen
         view = JobView(seen.id, job.known, seen.sources, seen_s=seen.seen_s, resolved_s=job.resolved_s, why=job.why)
-        if job.over and seen.empty:
+        purged = job.failure is Failure.invalid_job and self._quiet_since(seen.seen_s)
+        if seen.empty and (job.off or purged):
             return msgspec.structs.replace(view, gpus=frozenset())  # a leftover folder, by Slurm's word as well
         if job.resolved_s is not None:
             return view
         if job.covered_s is not None:
-            within = job.within | (job.known or frozenset())
-            return msgspec.structs.replace(view, gpus=within, covered=True, resolved_s=job.covered_s)
-        if job.sim or now_s - seen.seen_s >= self.resolve_deadline_s:
+            return msgspec.structs.replace(view, gpus=job.within, covered=True, resolved_s=job.covered_s)
+        if job.sim or now_s >= job.heard_s + self.resolve_deadline_s:
             return msgspec.structs.replace(view, gpus=None)
         return msgspec.structs.replace(view, gpus=job.known or frozenset(), pending=True)
 
-    def _explained(self) -> frozenset[int]:
-        """GPUs that jobs have of which it is known exactly what they have."""
-        known = [job.known or frozenset() for job in self._jobs.values() if job.resolved_s is not None]
-        return frozenset().union(*known)
+    def _waiting(self) -> tuple[_Job, ...]:
+        """Jobs that an answer of their own may settle."""
+        return (*self._jobs.values(), *(job for job in self._leaving.values() if job.open))
 
-    def _used(self) -> frozenset[int] | None:
-        return self.reading.claim.gpus if self.reading else None
+    def _answered(self, id: str) -> _Job | None:
+        """The run that was asked for, unless another one has taken its place."""
+        job = self._asked.pop(id, None)
+        return job if job is not None and job in (self._jobs.get(id), self._leaving.get(id)) else None
 
-    def _settled(self) -> bool:
-        return self.reading is not None and not self.reading.claim.completing
+    def _quiet_since(self, at_s: float) -> bool:
+        return self.reading is not None and not self.reading.claim.completing and self.reading.started_s >= at_s
+
+    def _cover(self, job: _Job, now_s: float) -> None:
+        """With a reading that is decidable, quiet, and began after the first sign of the job."""
+        if job.resolved_s is not None or job.sim or not self._quiet_since(job.seen.seen_s):
+            return
+        if self.reading.claim.gpus is not None:
+            job.covered_s = job.covered_s or now_s
+            job.known, job.within = None, self.reading.claim.gpus
+            if job.failure is Failure.invalid_job:
+                job.ask_at_s = None
+
+    def _let_go(self) -> None:
+        self._leaving = {id: job for id, job in self._leaving.items() if not self._quiet_since(job.left_s)}
 
     def _again(self, job: _Job, now_s: float) -> float:
         at_s = now_s + job.reask_s
@@ -232,25 +272,54 @@ class Claims:
 
     def _update(self, now_s: float) -> None:
         present = {**self._listed, **self._local}
-        for id, seen in present.items():
-            job = self._jobs.get(id)
-            if job is None:
-                self._jobs[id] = self._new(seen, self._leaving.pop(id, None))
-            elif seen.seen_s > job.seen.seen_s and job.seen.sources != ("gresused",):
-                self._jobs[id] = self._new(seen, job)  # it went and came back between two looks: another run
-            else:
-                if seen.gpus is not None:
-                    job.known, job.resolved_s = frozenset(seen.gpus), seen.seen_s
-                job.seen = msgspec.structs.replace(seen, seen_s=min(seen.seen_s, job.seen.seen_s))
         for id in [id for id in self._jobs if id not in present]:
-            job = self._jobs.pop(id)
-            if self.slurm and not job.sim:
-                job.left_s = now_s
-                self._leaving[id] = job
+            self._leave(id, now_s)
+        if not self.slurm:
+            self._leaving.clear()  # nobody could say that they are over
+        for id, seen in present.items():
+            self._take(id, seen, now_s)
 
-    def _new(self, seen: JobSeen, before: _Job | None) -> _Job:
-        """A job that comes back under its id (requeue, another step) keeps what it had until it is asked again."""
-        job = _Job(seen)
-        if before is not None and job.known is None and not job.sim:
-            job.known = before.known
-        return job
+    def _leave(self, id: str, now_s: float) -> None:
+        job = self._jobs.pop(id)
+        if self.slurm and not job.sim:
+            job.left_s = now_s
+            self._leaving[id] = job
+
+    def _take(self, id: str, seen: JobSeen, now_s: float) -> None:
+        job = self._jobs.get(id)
+        simulated = seen.sources == SIMULATED
+        if job is not None and job.sim is not simulated:
+            # A real and a simulated job under one id: neither answers for the other.
+            self._leave(id, now_s)
+            job, seen = None, msgspec.structs.replace(seen, seen_s=now_s)
+        if job is None or _another_run(job, seen):
+            before = self._leaving.pop(id, None) if job is None and not simulated else job
+            self._jobs[id] = _begin(seen, now_s, before)
+            self._cover(self._jobs[id], now_s)  # a reading may have been quicker than the news of the job
+        else:
+            if seen.gpus is not None:
+                job.known, job.resolved_s = frozenset(seen.gpus), seen.seen_s
+            if seen.empty and not job.seen.empty and job.ask_at_s is None:
+                job.ask_at_s = now_s  # it may be over by now
+            job.sign_s = seen.seen_s
+            job.seen = msgspec.structs.replace(seen, seen_s=job.seen.seen_s)
+
+
+def _another_run(job: _Job, seen: JobSeen) -> bool:
+    """Whether it went and came back between two looks, or what was off or empty shows new signs."""
+    if job.off and set(seen.sources) - set(job.seen.sources) or job.seen.empty and not seen.empty:
+        return True
+    return seen.seen_s > job.sign_s and LISTED not in (seen.sources, job.seen.sources)
+
+
+def _begin(seen: JobSeen, now_s: float, before: _Job | None) -> _Job:
+    """A job that comes back under its id (requeue, another step) keeps what it had until it is asked again."""
+    job = _Job(seen, now_s)
+    if before is not None and not job.sim:
+        job.known = (before.known or frozenset()) | before.within
+    return job
+
+
+def _stuck(job: _Job) -> bool:
+    """Asked for, and not answered."""
+    return job.open and not job.sim and bool(job.failure or job.why)

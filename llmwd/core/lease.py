@@ -78,7 +78,8 @@ def occupy(
         occupants[uuid] = Occupant(Holder.other if text else Holder.unknown, why=text or "the driver does not answer")
     for uuid in gpu_map.claimed(node_used):
         occupants[uuid] = Occupant(Holder.slurm, why="Slurm says it is allocated")
-    for view in sorted(jobs, key=lambda view: (view.gpus is not None, view.covered)):
+    # The surest last: what is known exactly stands, and names the job.
+    for view in sorted(jobs, key=lambda view: (view.gpus is not None, not view.covered)):
         sure = view.gpus is not None
         why = "" if sure else view.why or "its GPUs could not be learned"
         for uuid in gpu_map.claimed(view.gpus):
@@ -184,7 +185,7 @@ def _grant(now: Situation, now_s: float, lease_ttl_s: float, resume_after_s: flo
         )
     if now.pending:
         return Decision(lease=None, blocked=Reason.waiting_for_gpus, detail="a job has arrived and is being asked about")
-    rested = [gpu for gpu in free if now_s - now.free_since_s[gpu.uuid] >= resume_after_s]
+    rested = [gpu for gpu in free if now_s >= now.free_since_s[gpu.uuid] + resume_after_s]
     if len(rested) < now.wanted:
         ages = sorted((now.free_since_s[gpu.uuid] for gpu in free))
         at_s = ages[now.wanted - 1] + resume_after_s

@@ -51,7 +51,8 @@ def _end(now: Serving, lease: Lease | None) -> Reason | None:
     if now.gpus is None:
         return None  # a manager just restarted has not heard of the lease yet; the dead-man's switch runs
     if lease is None:
-        revocation = now.gpus.revocation
+        # A lease that nobody revoked has expired: the revocation shown is then of an earlier one.
+        revocation = now.gpus.revocation if now.gpus.lease is None else None
         return revocation.reason if revocation is not None else Reason.lease_expired
     if now.tree_gpus is None or not set(now.tree_gpus) <= set(lease.gpus):
         return Reason.lease_expired

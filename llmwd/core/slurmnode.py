@@ -9,7 +9,7 @@ _GPU = re.compile(r"(?:^|,)gpu(?::(?P<type>[^:,()]+))?:(?P<count>\d+)(?:\([^)]*\
 
 
 class SlurmNode(msgspec.Struct, frozen=True):
-    """A node's name and the GPUs that `Gres=` counts. types 0: none is named."""
+    """A node's name and the GPUs that `Gres=` counts. types 0: none is named; those without one are a type."""
 
     name: str
     gpus: int
@@ -45,5 +45,5 @@ def _same(name: str, host: str) -> bool:
 
 def _read(node: str, gres: str) -> SlurmNode:
     gpus = list(_GPU.finditer(gres))
-    types = {match["type"] for match in gpus if match["type"]}
-    return SlurmNode(node, sum(int(match["count"]) for match in gpus), len(types))
+    types = {match["type"] for match in gpus}
+    return SlurmNode(node, sum(int(match["count"]) for match in gpus), 0 if types == {None} else len(types))

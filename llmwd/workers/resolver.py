@@ -207,7 +207,8 @@ class Resolver:
             # A GPU cut into slices is left to whoever cut it.
             gpus=[gpu for gpu in self.gpus if not gpu.mig_uuids], gpu_map=self.map, occupants=self.occupants, free_since_s=self.free_since,
             wanted=self.server.wanted_gpus if self.server else 0, holding=holding,
-            server_known=self.server is not None, pending=any(view.pending for view in views), lease=self.lease,
+            server_known=self.server is not None, lease=self.lease,
+            pending=any(view.pending for view in views) or self.claims.unsettled(),
             hold=self.orders.hold, node_states=self.desk.node_states(), evidence=self._evidence(now_s),
             epoch=self.epoch,
         )

@@ -101,16 +101,19 @@ class SlurmDesk:
         node_free, job_free = "node" not in self._calls, "job" not in self._calls
         if self.node is None:
             return ("node", "identity", slurm.node_gres()) if node_free and now_s >= self._node_due_s else None
-        due = self._claims.due(now_s)
-        many = self._claims.urgent() > 1
-        if node_free and many and self._reading_is_older_than_jobs(now_s):
-            return "node", "reading", slurm.node_use(self.node.name)
+        due, urgent = self._claims.due(now_s), self._claims.urgent()
+        reading = "node", "reading", slurm.node_use(self.node.name)
+        if node_free and urgent > 1 and self._reading_is_older_than_jobs(now_s):
+            return reading
+        if job_free and due and urgent:
+            return "job", due[0], slurm.show_job(due[0])
+        # One reading settles all who left; asking for them one by one first would keep it waiting.
+        if node_free and now_s >= self._reading_due_s():
+            return reading
         if job_free and due:
             return "job", due[0], slurm.show_job(due[0])
         if node_free and self._listing_due:
             return "node", "listing", slurm.jobs_on(self.node.name)
-        if node_free and now_s >= self._reading_due_s():
-            return "node", "reading", slurm.node_use(self.node.name)
         leaving = self._claims.unanswered_leaving()
         if job_free and leaving and now_s >= self._leaving_due_s:
             self._leaving_due_s = now_s + LEAVING_EVERY_S
@@ -195,7 +198,7 @@ class SlurmDesk:
                 self._listing_due = False
                 if answer.status == 0:
                     ids = frozenset(word for word in answer.stdout.split() if word.isdigit())
-                    self._claims.list(ids, now_s)
+                    self._claims.take_listing(ids, now_s)
             case job:
                 self._heard_job(job, answer, now_s)
         self._changed()
@@ -244,7 +247,7 @@ class SlurmDesk:
             self._say_once(f"GresUsed of this node was not understood ({claim.why}): {answer.stdout.strip()!r}")
             self._listing_due = True
         else:
-            self._claims.list(frozenset(), now_s)
+            self._claims.take_listing(frozenset(), now_s)
         self._claims.read(NodeReading(asked_s, claim), now_s)
 
     def _failed(self, why: str, now_s: float) -> None:
