@@ -158,7 +158,7 @@ def _operators(
     """GPU_MAP with UUIDs for values, and what is wrong with it, one sentence each."""
     by_name: dict[str | int, GpuLike] = {}
     for gpu in gpus:
-        by_name |= {gpu.index: gpu, gpu.uuid: gpu} | dict.fromkeys(gpu.mig_uuids, gpu)
+        by_name |= {gpu.index: gpu, str(gpu.index): gpu, gpu.uuid: gpu} | dict.fromkeys(gpu.mig_uuids, gpu)
     named: dict[int, str] = {}
     problems = []
     for index, name in sorted(gpu_map.items()):
