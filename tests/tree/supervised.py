@@ -150,7 +150,7 @@ class Supervised:
         return found | {"server": status["server"]["pid"], "root": status["root"]["pid"]}
 
     def left(self) -> list[tuple[int, bytes]]:
-        """Living processes that carry this test's mark, wherever they have gone."""
+        """Living processes that carry this test's mark, wherever they have gone; cloudflared gets no mark, but our folder."""
         found = []
         for entry in Path("/proc").iterdir():
             if not entry.name.isdigit():
@@ -159,8 +159,8 @@ class Supervised:
                 environ = (entry / "environ").read_bytes()
             except OSError:
                 continue
-            if f"{MARK}={self.mark}".encode() in environ:
-                pid = int(entry.name)
+            pid = int(entry.name)
+            if f"{MARK}={self.mark}".encode() in environ or os.fsencode(self.runtime) in procs.cmdline(pid):
                 state = procs.stat(pid)
                 if state is not None and state.state not in "ZX":
                     found.append((pid, procs.cmdline(pid)))
