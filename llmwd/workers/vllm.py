@@ -6,13 +6,15 @@ expires. What to do is decided in core/serving.py; the process tree is the holde
 
 import hashlib
 import os
+import shutil
 import socket
 import time
 from collections.abc import Callable
 
 import msgspec
 
-from llmwd.adapters import http, serverlog
+from llmwd.adapters import serverlog
+from llmwd.adapters.rundir import SOCKET_PATH_BYTES
 from llmwd.config import (
     ConfigError,
     Loaded,
@@ -40,11 +42,10 @@ from llmwd.messages import (
 )
 from llmwd.vocab import NodePhase, Phase, Reason, Worker
 from llmwd.workers.base import Boot, Shell, repeat_every_s
+from llmwd.workers.readiness import Readiness
 from llmwd.workers.service import Service
 
-LOOK_EVERY_S = 0.25  # while loading: whether it answers yet
-PROBE_WITHIN_S = 30.0
-WEDGED_AFTER = 2  # probes in a row without an answer and without a token generated
+RPC_SOCKET_NAME = len("/01234567-89ab-cdef-0123-456789abcdef")
 BAD_ARGUMENTS_EXIT = 2  # argparse: no restart mends it
 
 
@@ -59,6 +60,7 @@ class Manager:
         self.gpus: GpusFact | None = None
         self.stopping = False
         self.failure_detail = ""
+        self.rpc_folder = shell.boot.runtime / "rpc"
         self.started_profile: Profile | None = None
         self.tree_lease: Lease | None = None
         self.tree_gpus: tuple[int, ...] | None = None
@@ -67,9 +69,7 @@ class Manager:
         self.started_at: float | None = None
         self.ready_at: float | None = None
         self.releasing: Reason | None = None
-        self.quiet_probes = 0
-        self.tokens: float | None = None
-        self._probe_of: object = None
+        self.readiness = Readiness(shell, self._ready, self._wedged)
         self._shown: tuple[NodePhase, Reason] | None = None
         self._since_at = time.time()
         self._published: ServerFact | None = None
@@ -92,7 +92,7 @@ class Manager:
             self._remember_tree(state)
             self.service.adopted(ready=self.ready_at is not None)
             self.shell.log.info("vLLM (pid %s) taken over, %s", state.server_pid, self.service.life.phase)
-            self._arrange_probe(0.0)
+            self._ask_whether_it_answers(ready=self.ready_at is not None)
         self.reconcile()
 
     def on_gpus(self, fact: GpusFact) -> None:
@@ -181,6 +181,7 @@ class Manager:
         # vLLM swallows one SIGTERM while it loads, and nobody waits for an answer then.
         grace_s = self.settings.yield_grace_s if self.service.life.phase is Phase.ready else 0.0
         self.releasing = reason
+        self.readiness.end()
         self.service.release(grace_s, reason)
         self.shell.log.warning("giving GPUs %s back: %s", list(self.tree_gpus or ()), reason)
 
@@ -198,14 +199,22 @@ class Manager:
         self.started_profile, self.tree_lease, self.tree_gpus = profile, lease, lease.gpus
         self.recipe, self.url = self._recipe_of(profile), base_url(profile, settings)
         self.started_at, self.ready_at, self.releasing = time.time(), None, None
-        self.quiet_probes, self.tokens = 0, None
         env = serve_environment(profile, settings, lease.uuids, os.environ)
+        self._make_rpc_folder(env)
         self.shell.log.info("starting %s on GPUs %s: %s", profile.name, list(lease.gpus), argv[0])
         self.service.start(argv, env, lease.expires_s, settings.yield_grace_s, self.shell.boot.root_fd, self._note())
         self.shell.journal.write("server_started", profile=profile.name, gpus=lease.gpus, epoch=lease.epoch)
-        self._arrange_probe(LOOK_EVERY_S)
+        self._ask_whether_it_answers(ready=False)
         started_s = time.monotonic()
         self.shell.at("start-timeout", started_s + settings.start_timeout_s, lambda: self._took_too_long(started_s))
+
+    def _make_rpc_folder(self, env: dict[str, str]) -> None:
+        """vLLM leaves seven sockets behind at each end, in TMPDIR unless it is told another folder: one that we remove."""
+        shutil.rmtree(self.rpc_folder, ignore_errors=True)
+        fits = len(os.fsencode(self.rpc_folder)) + RPC_SOCKET_NAME <= SOCKET_PATH_BYTES
+        if fits and "VLLM_RPC_BASE_PATH" not in env:
+            self.rpc_folder.mkdir(mode=0o700, exist_ok=True)
+            env["VLLM_RPC_BASE_PATH"] = str(self.rpc_folder)
 
     def _took_too_long(self, started_s: float) -> None:
         if self.service.alive and self.service.life.phase is Phase.starting:
@@ -219,7 +228,8 @@ class Manager:
     def on_gone(self, state: HolderState | None, asked: bool) -> None:
         """Nothing of the tree is left."""
         self._journal_release(state, asked)
-        self._probe_of = None
+        shutil.rmtree(self.rpc_folder, ignore_errors=True)
+        self.readiness.end()
         self.tree_lease = self.tree_gpus = self.recipe = self.url = self.started_at = self.ready_at = None
         self.releasing = None
         if asked:
@@ -252,37 +262,12 @@ class Manager:
 
     # --- whether it answers ------------------------------------------------------------------------------
 
-    def _arrange_probe(self, in_s: float) -> None:
-        self.shell.at("probe", time.monotonic() + in_s, self._probe)
+    def _ask_whether_it_answers(self, ready: bool) -> None:
+        profile = self.started_profile
+        self.readiness.begin(self.url, endpoint(profile, self.settings).served_as, api_key(profile), ready)
 
-    def _probe(self) -> None:
-        if not self.service.alive or self.service.releasing or self.url is None:
-            return
-        profile, url = self.started_profile, self.url
-        self._probe_of = token = object()
-        name, key = endpoint(profile, self.settings).served_as, api_key(profile)
-        self.shell.beside(
-            lambda: http.probe(url, name, key, PROBE_WITHIN_S), lambda answered: self._probed(token, answered)
-        )
-
-    def _probed(self, token: object, answered: http.Answered | None) -> None:
-        if token is not self._probe_of or not self.service.alive or self.service.releasing:
-            return
-        ready = self.service.life.phase is Phase.ready
-        if answered is not None and answered.ok:
-            self.quiet_probes, self.tokens = 0, answered.tokens
-            if not ready:
-                self._ready()
-        elif ready:
-            moved = answered is not None and answered.tokens is not None and answered.tokens != self.tokens
-            self.tokens = answered.tokens if answered is not None else None
-            self.quiet_probes = 0 if moved else self.quiet_probes + 1
-            self.shell.log.warning("the model did not answer a one-token request: %s", answered.why if answered else "")
-            if self.quiet_probes >= WEDGED_AFTER:
-                self.service.fail("it says that it is healthy and answers nothing")
-                return
-        waits_s = self.settings.probe_interval_s if self.service.life.phase is Phase.ready else LOOK_EVERY_S
-        self._arrange_probe(waits_s)
+    def _wedged(self) -> None:
+        self.service.fail("it says that it is healthy and answers nothing")
 
     def _ready(self) -> None:
         self.ready_at = time.time()
