@@ -1,0 +1,195 @@
+"""Real vLLM, on the CPU: what it is told, how it leaves for a real Slurm job, and what it survives."""
+
+import http.client
+import json
+import signal
+import socket
+import threading
+
+import pytest
+
+from llmwd.adapters import procs
+from tests.slurm.testbed import SlurmNode
+from tests.tree.supervised import Supervised
+from tests.vllm.conftest import LEASE_TTL_S
+from tests.waiting import wait_until
+
+LOADS_WITHIN_S = 240
+STREAM_ENDS_WITHIN_S = 10
+CAPITAL = "What is the capital of France?"
+
+Process = tuple[int, int]  # pid, start ticks
+
+
+def ask(tree: Supervised, question: str, **more: object) -> str:
+    """A chat's answer; connection and status errors are the test's failure."""
+    connection = http.client.HTTPConnection("127.0.0.1", tree.port, timeout=60)
+    body = {"model": "smollm2", "messages": [{"role": "user", "content": question}], "max_tokens": 40, **more}
+    connection.request("POST", "/v1/chat/completions", json.dumps(body), {"Content-Type": "application/json"})
+    answer = connection.getresponse()
+    text = answer.read()
+    connection.close()
+    assert answer.status == 200, text
+    return json.loads(text)["choices"][0]["message"]["content"]
+
+
+class Stream(threading.Thread):
+    """A client that reads one long streamed answer: how many pieces came, and whether the answer was whole."""
+
+    def __init__(self, tree: Supervised, tokens: int):
+        super().__init__(daemon=True)
+        self.pieces, self.whole = 0, False
+        self._port, self._tokens = tree.port, tokens
+        self.start()
+        wait_until(lambda: self.pieces > 3, 60, what="a stream that flows")
+
+    def run(self) -> None:
+        body = {
+            "model": "smollm2", "stream": True, "max_tokens": self._tokens, "ignore_eos": True,
+            "messages": [{"role": "user", "content": "Tell me a very long story about a mountain."}],
+        }
+        connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=60)
+        last = b""
+        try:
+            connection.request("POST", "/v1/chat/completions", json.dumps(body), {"Content-Type": "application/json"})
+            for line in connection.getresponse():
+                self.pieces += line.startswith(b"data: {")
+                self.whole |= line.startswith(b"data: [DONE]") and b'"finish_reason":"length"' in last
+                last = line if line.strip() else last
+        except (OSError, http.client.HTTPException):
+            pass  # cut: `whole` says so
+        finally:
+            connection.close()
+
+
+def processes(tree: Supervised) -> list[Process]:
+    """The holder and everything below it."""
+    holder = tree.server_fact().holder_pid
+    found = [(pid, procs.start_ticks(pid)) for pid in (holder, *procs.descendants(holder))]
+    return [(pid, start) for pid, start in found if start is not None]
+
+
+def titles(some: list[Process]) -> str:
+    return " ".join(procs.cmdline(pid).decode(errors="replace") for pid, _ in some)
+
+
+def all_gone(some: list[Process], within_s: float) -> None:
+    def left() -> list[Process]:
+        return [each for each in some if procs.alive(*each)]
+
+    wait_until(lambda: not left(), within_s, what=f"the end of {left()}")
+
+
+def refuses_connections(tree: Supervised) -> bool:
+    with socket.socket() as trial:
+        return trial.connect_ex(("127.0.0.1", tree.port)) != 0
+
+
+def release_of(tree: Supervised, job: int) -> dict:
+    """The journal's entry for the yield to this job, with its times in order."""
+    release = wait_until(
+        lambda: next((entry for entry in tree.journal("released") if entry.get("job") == str(job)), None), 30,
+        what=f"the release for job {job}",
+    )
+    assert release["reason"] == "yielded_to_job"
+    steps = [release[f"{step}_s"] for step in ("seen", "resolved", "revoked", "signalled", "model_gone", "gone")]
+    assert steps == sorted(steps), release
+    return release
+
+
+def nothing_left_of_the_server(tree: Supervised, some: list[Process]) -> None:
+    all_gone(some, 5)
+    ours = {worker["pid"] for worker in tree.status()["workers"]} | {tree.process.pid}
+    wait_until(lambda: {pid for pid, _ in tree.left()} <= ours, 5, what=f"only {ours} of {tree.left()}")
+    assert refuses_connections(tree)
+    assert not (tree.runtime / "rpc").exists()
+
+
+@pytest.mark.slurm
+def test_a_job_that_lands_while_vllm_loads_finds_no_process_of_it_and_it_comes_back(tree: Supervised, node: SlurmNode) -> None:
+    if tree.status()["phase"] == "serving":  # another test came before
+        first = node.sbatch("exec sleep 600", "--gres=gpu:8")
+        tree.phase("waiting")
+        node.scancel(first)
+    tree.phase("loading", 60)
+    # The engine is there and loads; it swallows a SIGTERM now.
+    wait_until(lambda: "VLLM::EngineCor" in titles(processes(tree)), 120, what="an engine that loads")
+    tree_then = processes(tree)
+    assert (tree.runtime / "rpc").is_dir()
+    assert len(tree_then) >= 3
+
+    job = node.sbatch("exec sleep 600", "--gres=gpu:8")
+    release = release_of(tree, job)
+    assert release["gone_s"] - release["seen_s"] < 5
+    nothing_left_of_the_server(tree, tree_then)
+    assert tree.phase("waiting")["reason"] == "yielded_to_job"
+
+    node.scancel(job)
+    tree.serving(LOADS_WITHIN_S)
+    assert "Paris" in ask(tree, CAPITAL, temperature=0)
+
+
+@pytest.mark.slurm
+def test_a_real_job_in_the_middle_of_a_streamed_answer_gets_its_gpus_and_the_model_chats_again_after_it(
+    tree: Supervised, node: SlurmNode
+) -> None:
+    tree.serving(LOADS_WITHIN_S)
+    assert "Paris" in ask(tree, CAPITAL, temperature=0)
+    tree_then = processes(tree)
+    assert "VLLM::EngineCor" in titles(tree_then) and "VLLM::Worker" in titles(tree_then)
+    stream = Stream(tree, tokens=1800)
+
+    job = node.sbatch("exec sleep 600", "--gres=gpu:8")
+    release = release_of(tree, job)
+    stream.join(STREAM_ENDS_WITHIN_S)
+    assert not stream.is_alive() and not stream.whole
+    nothing_left_of_the_server(tree, tree_then)
+    assert release["gone_s"] - release["seen_s"] < 5
+    status = tree.phase("waiting")
+    assert status["reason"] == "yielded_to_job" and status["lease"] is None
+    assert {gpu["holder"] for gpu in status["gpus"]} == {"slurm"}
+
+    node.scancel(job)
+    tree.serving(LOADS_WITHIN_S)
+    assert "Paris" in ask(tree, CAPITAL, temperature=0)
+
+
+def test_json_in_vllm_args_reaches_vllm_with_its_quotes_and_is_obeyed(tree: Supervised) -> None:
+    server = tree.serving(LOADS_WITHIN_S)["server"]["pid"]
+    words = procs.cmdline(server).split(b"\0")
+    assert words[words.index(b"--override-generation-config") + 1] == b'{"temperature":0.0}'
+    # Without it, vLLM's own temperature is 1 and such answers differ.
+    question = "Invent a name for a boat and tell why."
+    assert {ask(tree, question) for _ in range(3)} == {ask(tree, question, temperature=0)}
+
+
+def test_a_stream_goes_on_to_its_end_over_the_managers_violent_death(tree: Supervised) -> None:
+    tree.serving(LOADS_WITHIN_S)
+    before = tree.all_ready()
+    tree_then = processes(tree)
+    stream = Stream(tree, tokens=250)
+    tree.signal("vllm", signal.SIGKILL)
+    manager = next(worker["pid"] for worker in before["workers"] if worker["name"] == "vllm")
+    tree.until(lambda _: tree.worker("vllm")["pid"] not in (None, manager), 30, "another manager")
+    after = tree.all_ready()
+    pieces = stream.pieces
+    assert stream.is_alive()
+    assert after["server"]["pid"] == before["server"]["pid"]
+    assert [each for each in tree_then if not procs.alive(*each)] == []
+
+    stream.join(120)
+    assert stream.whole and stream.pieces > pieces
+    assert "Paris" in ask(tree, CAPITAL, temperature=0)
+
+
+def test_after_the_roots_violent_death_no_process_of_vllm_is_left(tree: Supervised) -> None:
+    tree.serving(LOADS_WITHIN_S)
+    tree_then = processes(tree)
+    assert "VLLM::EngineCor" in titles(tree_then) and "VLLM::Worker" in titles(tree_then)
+    stream = Stream(tree, tokens=1800)
+    tree.signal("root", signal.SIGKILL)
+    tree.process.wait(10)
+    all_gone(tree_then, LEASE_TTL_S + 5)
+    wait_until(lambda: not tree.left(), 5, what="the end of everything")
+    stream.join(STREAM_ENDS_WITHIN_S)
+    assert not stream.is_alive() and refuses_connections(tree)
