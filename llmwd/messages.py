@@ -1,4 +1,4 @@
-"""Every message between llmwd's processes, one tagged union for each channel.
+"""Every message between llmwd's processes, in one file on purpose: one tagged union for each channel.
 
 *_s fields are seconds of CLOCK_MONOTONIC, which all processes of the node share; `*_at` fields are wall
 time (seconds since the epoch), only for showing. GPU indices are Slurm's (the IDX of GRES) unless said.

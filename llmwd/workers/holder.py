@@ -1,4 +1,4 @@
-"""The holder: starts one service, keeps its whole process tree, and ends it. A dead-man's switch.
+"""The holder: starts one service, keeps its whole tree, and ends it. One file: it must work when all else fails.
 
     python -I -S holder.py ROOT_FD < HolderSpec as JSON        (ROOT_FD: a number, or "-" for none)
 

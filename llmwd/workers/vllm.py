@@ -1,5 +1,6 @@
-"""The vLLM manager: runs the active profile's model on the leased GPUs, and never decides whether a GPU is free.
+"""The vLLM manager: runs the model on the leased GPUs. One state and one reconcile of it, so one file.
 
+It never decides whether a GPU is free.
 It starts vLLM when the lease covers what the profile needs, and ends it when the lease is revoked, shrinks or
 expires. What to do is decided in core/serving.py; the process tree is the holder's (workers/service.py).
 """
