@@ -175,7 +175,7 @@ class Claims:
     def urgent(self) -> int:
         """How many jobs nothing is known of that a new reading may settle: they came after the last one."""
         started_s = self.reading.started_s if self.reading else float("-inf")
-        return sum(1 for job in self._jobs.values() if job.open and not job.sim and job.seen.seen_s > started_s)
+        return sum(1 for job in self._jobs.values() if job.open and not job.sim and job.seen.seen_s >= started_s)
 
     def next_s(self, now_s: float) -> float | None:
         """When to look again although nothing happened."""
@@ -201,7 +201,7 @@ class Claims:
         started_s = self.reading.started_s if self.reading else float("-inf")
         waits = [job.left_s for job in self._leaving.values()]
         waits += [job.seen.seen_s for job in self._jobs.values() if _stuck(job)]
-        return self.slurm and any(started_s < at for at in waits)
+        return self.slurm and any(started_s <= at for at in waits)
 
     def completing(self) -> bool:
         """Whether somebody still waits for the node to say that nothing completes."""
@@ -250,7 +250,7 @@ class Claims:
         return job if job is not None and job in (self._jobs.get(id), self._leaving.get(id)) else None
 
     def _quiet_since(self, at_s: float) -> bool:
-        return self.reading is not None and not self.reading.claim.completing and self.reading.started_s >= at_s
+        return self.reading is not None and not self.reading.claim.completing and self.reading.started_s > at_s
 
     def _cover(self, job: _Job, now_s: float) -> None:
         """With a reading that is decidable, quiet, and began after the first sign of the job."""

@@ -289,7 +289,7 @@ class Walk(RuleBasedStateMachine):
         self.evaluate()
 
     def _forget_left(self, began_s: float) -> None:
-        self.left = {id: left for id, left in self.left.items() if left[0] > began_s}
+        self.left = {id: left for id, left in self.left.items() if left[0] >= began_s}
 
     @precondition(lambda self: self.listing_due and self.node_call is None)
     @rule(works=st.integers(0, 4))
@@ -441,6 +441,8 @@ class Walk(RuleBasedStateMachine):
             self.signs[id].empty = True
         self.wanted, self.server_known, self.hold, self.draining = 2, True, None, False
         self.tree = self.holding = frozenset()
+        self.node_call = None  # it may bring back what the administrator took back
+        self.the_detector_reports(1)
         begun_s = self.now_s
         while self.lease is None or len(self.lease.gpus) != 2:
             assert self.now_s < begun_s + 60, f"everything is free, and no lease: {self.decision}"
