@@ -92,6 +92,13 @@ class Supervised:
     def serving(self, within_s: float = 30) -> dict:
         return self.phase("serving", within_s)
 
+    def serving_on(self, *gpus: int) -> dict:
+        """Serving with a lease of exactly these GPUs. (For a moment a revoked lease is gone, and the server is not.)"""
+        return self.until(
+            lambda status: status["phase"] == "serving" and status["lease"] and status["lease"]["gpus"] == list(gpus),
+            what=f"serving on {gpus}",
+        )
+
     def phase(self, phase: str, within_s: float = 30) -> dict:
         return self.until(lambda status: status["phase"] == phase, within_s, f"phase {phase}")
 
@@ -121,12 +128,16 @@ class Supervised:
         return self.process.wait(within_s)
 
     def close(self) -> None:
-        """End it however it stands, and check that no process of it is left."""
-        if self.process is not None and self.process.poll() is None:
+        """End it however it stands, and check that no process of it is left; what is all the same, is killed."""
+        for pid, _ in self.left():
+            self.signal_pid(pid, signal.SIGCONT)
+        try:
+            if self.process is not None and self.process.poll() is None:
+                self.stop()
+            wait_until(lambda: not self.left(), 15, what=f"the end of {self.left()}")
+        finally:
             for pid, _ in self.left():
-                self.signal_pid(pid, signal.SIGCONT)
-            self.stop()
-        wait_until(lambda: not self.left(), 15, what=f"the end of {self.left()}")
+                self.signal_pid(pid, signal.SIGKILL)
 
     @staticmethod
     def signal_pid(pid: int, number: int) -> None:

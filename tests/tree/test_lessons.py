@@ -215,6 +215,11 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build(tmp_path_factory.mktemp("nvml"))
 
 
+def leased(status: dict) -> set[str]:
+    """UUIDs of the lease's GPUs."""
+    return {gpu["uuid"] for gpu in status["gpus"] if status["lease"] and gpu["index"] in status["lease"]["gpus"]}
+
+
 @pytest.mark.parametrize("map_line, left", [("0=2,1=0,2=3,3=1", {"GPU-a", "GPU-b", "GPU-d"}), ("", set())])
 def test_slurms_index_is_not_taken_for_nvidia_smis(
     library: Path, tmp_path: Path, map_line: str, left: set[str]
@@ -244,12 +249,13 @@ def test_slurms_index_is_not_taken_for_nvidia_smis(
             assert claimed == {"GPU-c"}
         else:
             assert claimed >= {"GPU-a", "GPU-b", "GPU-c"}  # first by NVML's index, by PCI order, by minor
-        tree.serving()
-        assert json.loads(report.read_text())["cuda_visible_devices"] in {"GPU-a", "GPU-b", "GPU-c", "GPU-d"} - claimed
+        free = {"GPU-a", "GPU-b", "GPU-c", "GPU-d"} - claimed
+        status = tree.until(lambda status: status["phase"] == "serving" and leased(status) and leased(status) <= free)
+        assert {json.loads(report.read_text())["cuda_visible_devices"]} == leased(status)
         if left:
             tree.write_profile("fake", FAKE_REPORT=report, NUM_GPUS=3)
             assert tree.ctl("reload").returncode == 0
-            tree.until(lambda status: status["phase"] == "serving" and status["lease"] and len(status["lease"]["gpus"]) == 3)
+            tree.until(lambda status: status["phase"] == "serving" and leased(status) == left)
             assert set(json.loads(report.read_text())["cuda_visible_devices"].split(",")) == left
     finally:
         tree.close()

@@ -78,7 +78,7 @@ def test_one_that_says_healthy_and_answers_nothing_is_never_called_serving(super
             connection.close()
 
     wait_until(healthy, 20)
-    status = tree.until(lambda status: status["phase"] != "loading")
+    status = tree.phase("waiting")
     assert status["reason"] == "server_backoff" and "START_TIMEOUT" in status["detail"]
     assert tree.journal("server_ready") == []
     assert "serving" not in {entry["phase"] for entry in tree.journal("phase")}

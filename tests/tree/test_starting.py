@@ -1,5 +1,6 @@
 """Where and when a supervisor refuses to start, and how it takes new settings."""
 
+import fcntl
 import os
 import signal
 import subprocess
@@ -50,6 +51,18 @@ def test_of_many_started_at_once_exactly_one_runs_while_others_ask_who_does(supe
         for program in programs:
             program.terminate()
             program.wait(20)
+
+
+def test_somebody_who_only_asks_who_runs_is_not_taken_for_a_supervisor(supervised: Start) -> None:
+    tree = supervised(start=False)
+    tree.runtime.mkdir(mode=0o700)
+    lock = tree.runtime / "supervisor.lock"
+    with lock.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_SH)  # as `status` does, for a moment
+        tree.start()
+        fds = Path(f"/proc/{tree.process.pid}/fd")
+        wait_until(lambda: any(os.path.realpath(fd) == str(lock) for fd in fds.iterdir()), 20, every_s=0.001)
+    tree.serving()
 
 
 @pytest.fixture(params=["v2", "v1"])

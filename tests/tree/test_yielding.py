@@ -83,11 +83,11 @@ def test_it_resumes_on_whichever_gpus_are_free(supervised: Start) -> None:
     tree = supervised()
     tree.serving()
     tree.job(1, "2-7")
-    assert tree.until(lambda s: s["phase"] == "serving" and s["lease"]["gpus"] == [0, 1])
+    tree.serving_on(0, 1)
     tree.job(2, "1")
     assert tree.phase("waiting")["reason"] == "yielded_to_job"
     tree.job_over(1)
-    assert tree.serving()["lease"]["gpus"] == [6, 7]
+    tree.serving_on(6, 7)
 
 
 def test_a_job_that_ends_while_another_begins_is_not_missed(supervised: Start) -> None:
