@@ -1,10 +1,11 @@
-"""From the workers' latest facts to what `llmwd-ctl status` shows: the object of --json, and its rows.
+"""What `llmwd-ctl status` shows, from the workers' latest facts. One file: the types and rows are one contract.
 
 The object is a contract: scripts and dashboards read it, so fields are only ever added. Times in it are
 ISO 8601 in UTC. A fact that has not been renewed for STALE_AFTER_S is not believed where believing it
 could hurt somebody: a silent resolver's GPUs are shown as unknown, an expired lease as none.
 """
 
+import textwrap
 from datetime import UTC, datetime
 
 import msgspec
@@ -24,6 +25,7 @@ from llmwd.messages import (
 from llmwd.vocab import Holder, NodePhase, Phase, Reason, Worker
 
 STALE_AFTER_S = 15.0
+WHY_COLUMNS = 67  # of 80: the rest is the margin and the label
 
 
 class Facts(msgspec.Struct, frozen=True, kw_only=True):
@@ -293,6 +295,16 @@ def name_gpus(gpus: tuple[int, ...]) -> str:
 def age_s(since: str | None, now_at: float) -> float | None:
     """Seconds from an ISO time of the status to the wall time `now_at`."""
     return None if since is None else now_at - datetime.fromisoformat(since).timestamp()
+
+
+def briefed(status: Status) -> Status:
+    """For a screen: each source's reason in one line, cut at a word. Programs and the logs get the whole of it."""
+    return msgspec.structs.replace(status, sources=tuple(_briefed(source) for source in status.sources))
+
+
+def _briefed(source: SourceState) -> SourceState:
+    width = WHY_COLUMNS - len(f"{source.name}: ")
+    return msgspec.structs.replace(source, why=textwrap.shorten(source.why, width, placeholder=" …"))
 
 
 def summary_rows(status: Status, now_at: float) -> list[tuple[str, str]]:

@@ -5,6 +5,7 @@ import time
 import click
 import msgspec
 
+from llmwd.core.nodestatus import briefed
 from llmwd.ctl.arguments import as_json
 from llmwd.ctl.place import find_place, look, not_running
 from llmwd.ctl.program import examples
@@ -27,4 +28,4 @@ def status(ctx: click.Context, as_json: bool) -> None:
         raise not_running()
     from llmwd.ctl.screen import show_status  # rich: 30 ms that a program's question does not pay
 
-    show_status(seen.status, time.time())
+    show_status(briefed(seen.status), time.time())

@@ -10,7 +10,7 @@ import msgspec
 
 from llmwd.adapters import procs
 from llmwd.adapters.rundir import Dirs, read_fact
-from llmwd.core.nodestatus import name_gpus, spell_duration, spell_gpus
+from llmwd.core.nodestatus import Status, name_gpus, spell_duration, spell_gpus
 from llmwd.ctl.arguments import DURATION
 from llmwd.ctl.place import LOOK_EVERY_S, Look, Running, find_place, served_home, watch
 from llmwd.ctl.program import INTERRUPTED, Refusal, examples
@@ -18,6 +18,7 @@ from llmwd.messages import RootFact
 from llmwd.vocab import Exit, NodePhase, Reason, Source
 
 PASSING = frozenset({Reason.starting, Reason.resume_delay, Reason.switching, Reason.lease_expired, Reason.server_backoff})
+SIMULATED = "SIM-"  # how core/gpumap.py begins the uuid of a GPU that is not there
 PATIENCE_S = 30.0  # for a reason that may pass by itself while workers look around for the first time
 
 
@@ -85,7 +86,10 @@ def _watch_start(dirs: Dirs, running: Running, within_s: float) -> Look:
 def next_steps(dirs: Dirs, seen: Look, attach: str) -> list[str]:
     """The text for somebody who has never used it, with this node's own values."""
     status = seen.status
-    gpus = spell_gpus(status.lease.gpus) if status.lease else "none"
+    # With only ours taken, the model would move to spare GPUs at once; real spare ones are not for a show.
+    gpus, taken = status.lease.gpus if status.lease else (), "its GPUs"
+    if _simulated(status):
+        gpus, taken = tuple(gpu.index for gpu in status.gpus), "all GPUs"
     lines = [
         f"{status.model.profile} is being served on {status.node}, {name_gpus(status.lease.gpus if status.lease else ())}.",
         "",
@@ -95,11 +99,15 @@ def next_steps(dirs: Dirs, seen: Look, attach: str) -> list[str]:
     ]
     if any(source.name == Source.sim and source.works for source in status.sources):
         lines += [
-            "Let a simulated job take its GPUs for half a minute, and look what happens:",
-            f"  bin/llmwd-ctl simulate job --gpus {gpus} --for 30s; bin/llmwd-ctl status",
+            f"Let a simulated job take {taken}, and see the model leave and come back:",
+            f"  bin/llmwd-ctl simulate job --gpus {spell_gpus(gpus)} --for 30s; bin/llmwd-ctl status",
             "",
         ]
     return lines + _always(attach)
+
+
+def _simulated(status: Status) -> bool:
+    return bool(status.gpus) and all(gpu.uuid.startswith(SIMULATED) for gpu in status.gpus)
 
 
 def _always(attach: str) -> list[str]:
@@ -121,6 +129,7 @@ def curl_lines(dirs: Dirs, seen: Look) -> list[str]:
         "model": seen.status.model.served_as,
         "messages": [{"role": "user", "content": "What is the capital of France?"}],
         "max_tokens": 100,
+        "temperature": 0,  # or a small model may well say Lyon
     }
     data = shlex.quote(msgspec.json.encode(body).decode())
     return [f"curl -sS{insecure} {url}/v1/chat/completions -H 'Content-Type: application/json'{key} \\", f"  -d {data}"]

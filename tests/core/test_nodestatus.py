@@ -190,3 +190,18 @@ def test_the_rows_say_how_long_a_hold_lasts_and_whose_it_is():
     assert dict(nodestatus.summary_rows(forever, 0.0))["held"] == "until `llmwd-ctl resume`, asked for by ada"
     limited = shown(gpus=gpus(hold=Hold(since_at=0.0, until_at=60.0)))
     assert dict(nodestatus.summary_rows(limited, 0.0))["held"] == "until 1970-01-01T00:01:00Z"
+
+
+def test_a_source_that_is_not_here_says_why_in_one_line_of_80_columns_cut_at_a_word():
+    long = "sinfo: error: resolve_ctls_from_dns_srv: res_nsearch error:\n Unknown host sinfo: error: and more of it"
+    sources = (
+        SourceState(name="gresused", works=False, why=long),
+        SourceState(name="nvml", works=False, why="no driver"),
+        SourceState(name="cgroup1", works=False, why="no folder slurm in " + "/a" * 60),
+        SourceState(name="sim", works=True),
+    )
+    whole = shown(gpus=gpus(sources=sources))
+    told = {source.name: source for source in nodestatus.briefed(whole).sources}
+    assert told["gresused"].why == "sinfo: error: resolve_ctls_from_dns_srv: res_nsearch …"
+    assert (told["nvml"].why, told["cgroup1"].why, told["sim"].works) == ("no driver", "no folder slurm in …", True)
+    assert {source.why for source in whole.sources} >= {long}

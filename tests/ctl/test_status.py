@@ -7,6 +7,7 @@ import pty
 import msgspec
 
 from llmwd.adapters import procs
+from llmwd.messages import SourceState
 from llmwd.vocab import NodePhase, Reason
 from tests.ctl.stand import CTL
 
@@ -64,9 +65,18 @@ def test_the_table_fits_80_columns_and_tells_what_matters(stand):
     stand.begin()
     shown = stand.ctl("status").stdout
     assert all(len(line) <= 80 for line in shown.splitlines())
-    for part in ("serving", "m001", "for 3m 12s", "http://127.0.0.1:8000", "GPUs 2-3", "detector", "no Slurm here"):
+    for part in ("serving", "m001", "for 3m 1", "http://127.0.0.1:8000", "GPUs 2-3", "detector", "no Slurm here"):
         assert part in shown, part
     assert "\x1b" not in shown
+
+
+def test_a_long_reason_takes_one_line_of_the_table_and_all_of_json(stand):
+    stand.begin()
+    why = "no folder slurm or slurm_NODE in " + " or ".join(f"/sys/fs/cgroup/{name}" for name in ("cpu", "memory", "devices"))
+    stand.say(msgspec.structs.replace(stand.jobs(), sources=(SourceState(name="cgroup1", works=False, why=why),)))
+    last = stand.ctl("status").stdout.splitlines()[-1]
+    assert "cgroup1: no folder slurm or slurm_NODE in" in last and last.endswith(" …") and len(last) <= 80
+    assert json.loads(stand.ctl("status", "--json").stdout)["sources"][0]["why"] == why
 
 
 def test_colours_go_to_a_terminal_unless_no_color_is_set(stand):
