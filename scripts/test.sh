@@ -56,4 +56,10 @@ esac
 
 # Nothing of the caller's own llmwd may leak in, nor reach it.
 unset LLMWD_HOME LLMWD_RUNTIME_DIR LLMWD_STATE_DIR SIM_GPUS DETECTION SLURM_CONF SLURM_JOB_ID
-LLMWD_TEST_WITHOUT="${LLMWD_TEST_WITHOUT-}${without[*]:+ ${without[*]}}" exec "$LLMWD_PYTHON" -m pytest "$@"
+# A short path: unix sockets have 108 bytes for theirs. Kept where something failed.
+folder=$(mktemp -d /tmp/lt.XXXX)
+status=0
+LLMWD_TEST_WITHOUT="${LLMWD_TEST_WITHOUT-}${without[*]:+ ${without[*]}}" \
+    "$LLMWD_PYTHON" -m pytest --basetemp "$folder/t" "$@" || status=$?
+if ((status == 0)); then rm -rf "$folder"; else say "what the failed tests wrote is in $folder"; fi
+exit "$status"

@@ -4,11 +4,14 @@ logging.handlers.RotatingFileHandler rotates the same way, but wants records ins
 stops at a full disk with a traceback for each record, and costs the holder two megabytes.
 """
 
+import array
 import fcntl
 import os
 import stat
 import sys
+import termios
 import threading
+import time
 
 PIPE_BYTES = 1 << 20  # of the service's output may wait for the disk
 
@@ -31,6 +34,7 @@ class OutLog:
         self._own_end = os.open(f"/proc/self/fd/{self.service_end}", os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         self._file: int | None = None
         self._size = self._lost = 0
+        self._read_bytes = self._done_bytes = 0
         self._thread = threading.Thread(target=self._drain, daemon=True)
 
     def start(self) -> None:
@@ -46,6 +50,16 @@ class OutLog:
         except OSError:
             pass
 
+    def settle(self, within_s: float) -> None:
+        """Wait until what is in the pipe now has been written, if the disk lets it in time."""
+        waiting = array.array("i", [0])
+        fcntl.ioctl(self._source, termios.FIONREAD, waiting)
+        # What the thread has read and not counted yet is at most one chunk: counted in as well.
+        goal = self._read_bytes + waiting[0]
+        end_s = time.monotonic() + within_s
+        while (self._done_bytes < goal or self._done_bytes < self._read_bytes) and time.monotonic() < end_s:
+            time.sleep(0.002)
+
     def close(self, within_s: float) -> None:
         """Give up our ends of the pipe, and wait until all is written, if the disk lets it in time."""
         for fd in (self._own_end, 2):
@@ -54,10 +68,12 @@ class OutLog:
 
     def _drain(self) -> None:
         while chunk := os.read(self._source, 65536):
+            self._read_bytes += len(chunk)
             try:
                 self._write(chunk)
             except OSError:  # disk full, folder gone: the service must not notice
                 self._lost += len(chunk)
+            self._done_bytes = self._read_bytes
 
     def _write(self, chunk: bytes) -> None:
         if self._file is None:

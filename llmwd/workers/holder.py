@@ -41,6 +41,7 @@ REWALK_LAST_S = 0.5  # growing up to this
 SURVIVOR_AFTER_S = 30.0  # a process that outlives SIGKILL by this long hangs in a driver: say so
 FIRST_WORD_WITHIN_S = 2.0  # an end before the first connection waits this long for one
 LAST_WORD_WITHIN_S = 1.0  # the last state counts as read if a reader closes in order within this time
+SETTLE_WITHIN_S = 0.3
 LOG_WITHIN_S = 1.0  # how long the log may take to be written after the end
 WATCHED_MOST = 128  # pidfds held at once; further processes are looked at on every turn
 
@@ -287,6 +288,8 @@ class Holder:
         if self.socket.met:
             self.socket.stop_listening()
         self.log.say(f"nothing is left of {self.spec['service']}, exit status {self.state['status']}")
+        if self.state["releasing"] == "server_exited":
+            self.log.settle(SETTLE_WITHIN_S)  # its last words say why; nobody waits for these GPUs
         self.socket.publish()
 
     # --- what is told and heard

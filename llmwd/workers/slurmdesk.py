@@ -223,10 +223,11 @@ class SlurmDesk:
 
     def _absent(self, why: str) -> None:
         """Slurm's programs are here, but this host is not a node of theirs: nothing to ask."""
-        named = Source.gresused.value in self._shell.boot.settings.detection
+        settings = self._shell.boot.settings
         self.state = SourceState(name=Source.gresused, works=False, why=why)
-        if named:
-            self.last_error = f"DETECTION names gresused, and {why}"
+        if settings.slurm_node or Source.gresused.value in settings.detection:
+            # The operator says that Slurm is here; a mistyped name must not end in a node without Slurm.
+            self.last_error = why
             self._node_due_s = time.monotonic() + IDLE_RECONCILE_S
             return
         self.applies = self._claims.slurm = False

@@ -26,7 +26,10 @@ def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Start]:
 
     def begin(node: SlurmNode, *detection: str) -> LoopShell:
         monkeypatch.setenv("SLURM_CONF", node.env["SLURM_CONF"])
-        shell = LoopShell(tmp_path, slurm_node=node.node, detection=detection or ("auto",))
+        # Named, not auto: a node without a tree of its own in the other version looks at everybody's, and other
+        # tests have some.
+        every = ("stepd", cgroup_of(node), "procfs", "sim")
+        shell = LoopShell(tmp_path, slurm_node=node.node, detection=detection or every)
         made.append(shell)
         detector.main(shell)  # type: ignore[arg-type]
         shell.until(lambda: shell.facts)

@@ -68,7 +68,7 @@ def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SlurmNode | None]
 @pytest.fixture(scope="module")
 def started(embedded: Path, node: SlurmNode | None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Supervised]:
     settings = {
-        "DETECTION": "auto" if node else "sim", "SLURM_NODE": node.node if node else "", "LEASE_TTL": LEASE_TTL_S,
+        "DETECTION": "stepd,cgroup2,gresused,procfs,sim" if node else "sim", "SLURM_NODE": node.node if node else "", "LEASE_TTL": LEASE_TTL_S,
         "RECONCILE": 3, "RESUME_AFTER": 0.5, "LLM_VENV": embedded / "venv", "LLM_BIN": embedded / "venv/bin/vllm",
     }
     tree = Supervised(tmp_path_factory.mktemp("v"), settings, environ=node.env if node else None)
