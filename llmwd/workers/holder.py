@@ -38,6 +38,7 @@ from llmwd.adapters.starting import Service
 
 REWALK_FIRST_S = 0.002  # how soon the tree is walked again after signals were sent,
 REWALK_LAST_S = 0.5  # growing up to this
+TIDY_WITHIN_S = 1.0
 SURVIVOR_AFTER_S = 30.0  # a process that outlives SIGKILL by this long hangs in a driver: say so
 FIRST_WORD_WITHIN_S = 2.0  # an end before the first connection waits this long for one
 LAST_WORD_WITHIN_S = 1.0  # the last state counts as read if a reader closes in order within this time
@@ -230,6 +231,8 @@ class Holder:
                 if found.dead:
                     continue
                 living.append(pid)
+                if sig == signal.SIGKILL and self._tidies(pid):
+                    continue
                 if self.sent.get((pid, found.start)) != sig:
                     self.sent[pid, found.start] = sig
                     fresh |= self._signal(pid, found.start, sig)
@@ -238,6 +241,10 @@ class Holder:
                 break
         self.rewalk_at = time.monotonic() + self.rewalk_s
         self.rewalk_s = min(self.rewalk_s * 1.6, REWALK_LAST_S)
+
+    def _tidies(self, pid: int) -> bool:
+        """multiprocessing's bookkeeper holds no GPU, and ends by itself once it has removed the dead's shared memory."""
+        return time.monotonic() - self.state["killed_s"] < TIDY_WITHIN_S and b"multiprocessing.resource_tracker" in procs.cmdline(pid)
 
     def _signal(self, pid: int, start: int, sig: int) -> bool:
         if pid == self.state["server_pid"]:

@@ -112,6 +112,11 @@ class Manager:
                 problems = tuple(str(problem) for problem in result.problems) if result else ("it could not be read",)
                 reply(Refused(problems=problems))
                 return
+            program = result.profile.llm_bin
+            if not os.access(program, os.X_OK):
+                # The configuration only warns of it, because it may be installed later; a running model is worth more.
+                reply(Refused(problems=(f"{order.profile}: {program} is not a program: install vLLM there, or set LLM_VENV",)))
+                return
             try:
                 set_active(self.shell.boot.home, order.profile)
             except (OSError, ConfigError) as error:

@@ -122,7 +122,8 @@ def test_arguments_that_vllm_refuses_fail_at_once_and_a_reset_tries_again(superv
     tree = supervised({"FAKE_EXIT_AFTER": 0.1, "FAKE_EXIT_CODE": 2, "FAKE_READY_AFTER": 60})
     status = tree.phase("failed")
     assert status["reason"] == "server_failed" and "exit code 2" in status["detail"]
-    assert status["server"]["deaths"] == 1 and status["lease"] is None
+    assert status["server"]["deaths"] == 1
+    tree.until(lambda status: status["lease"] is None)  # ended by the resolver, once it has heard
     tree.write_profile("fake")
     done(tree, "reset")
     tree.serving()
@@ -190,3 +191,13 @@ def test_an_order_to_a_worker_that_hangs_times_out_with_its_exit_code(supervised
     tree.all_ready()
     tree.signal("resolver", signal.SIGSTOP)
     assert tree.ctl("yield").returncode == 4
+
+
+def test_switch_to_a_profile_whose_program_is_missing_is_refused_and_the_model_stays(supervised: Start) -> None:
+    tree = supervised()
+    before = tree.serving()
+    tree.write_profile("nowhere", LLM_BIN="/nonexistent/vllm")
+    refused = tree.ctl("switch", "nowhere")
+    assert refused.returncode == 1 and "/nonexistent/vllm" in refused.stdout + refused.stderr
+    assert tree.status()["server"]["pid"] == before["server"]["pid"]
+    assert (tree.home / "active-model.env").readlink().name == "fake.env"
