@@ -312,3 +312,27 @@ def test_those_that_nothing_is_known_of_are_asked_for_first(claims: Claims) -> N
     claims.read(used(1.1), 1.2)
     claims.see((seen("7"), seen("8", 2.0)), 2.0)
     assert claims.due(2.0) == ("8", "7")
+
+
+def test_a_job_that_is_over_and_still_has_processes_keeps_what_it_had(claims: Claims) -> None:
+    answered(claims, running(0))
+    claims.see((seen("7", empty=True, by="cgroup2"),), 40.0)
+    answered(claims, FINISHED, now_s=40.1)
+    claims.see((seen("7", by="cgroup2"),), 41.0)
+    answered(claims, FINISHED, now_s=41.1)
+    assert view(claims, now_s=99).gpus == {0}
+
+
+def test_no_listing_lets_a_job_go_while_something_completes(claims: Claims) -> None:
+    answered(claims, running(0))
+    claims.see((), 5.0)
+    claims.read(NodeReading(5.2, Claim(None, "no indices", completing=True)), 5.3)
+    claims.take_listing(frozenset(), 5.4)
+    assert view(claims).gpus == {0}
+
+
+def test_news_of_a_job_that_comes_late_is_not_covered_by_a_reading_in_which_something_completes() -> None:
+    claims = Claims(DEADLINE_S)
+    claims.read(used(5.0, completing=True), 5.1)
+    claims.see((seen("7", 4.0),), 5.2)
+    assert view(claims, now_s=5.3).pending
