@@ -38,12 +38,20 @@ class JobSeen(Part, kw_only=True):
     empty: bool = False  # only a job folder without processes and without a socket, for some time
 
 
+class JobCpus(Part, kw_only=True):
+    """What the processes of a job may run on: different lists such as "0-3,8", as the kernel writes them."""
+
+    id: str
+    lists: tuple[str, ...]
+
+
 class JobsFact(Message, tag="jobs", kw_only=True):
     """From the detector: which jobs are on this node."""
 
     jobs: tuple[JobSeen, ...]
     sources: tuple[SourceState, ...]
     scanned: bool  # every working source has been read whole at least once
+    cpus: tuple[JobCpus, ...] = ()  # at the last look at processes
     at_s: float
 
 
@@ -53,6 +61,7 @@ class Gpu(Part, kw_only=True):
     index: int
     uuid: str
     minor: int | None = None
+    numa: int | None = None  # its NUMA node
     holder: Holder = Holder.unknown
     job: str | None = None
     why: str = ""
@@ -114,6 +123,15 @@ class GpusFact(Message, tag="gpus", kw_only=True):
     at_s: float
 
 
+class Courtesy(Part, kw_only=True):
+    """How a service stands back behind others, as wished or as found. Never less than what was inherited is set."""
+
+    nice: int = 0
+    oom_score_adj: int = 0
+    io_priority: int | None = None  # best-effort level, 7 comes last; None: none was set
+    cpus: tuple[int, ...] = ()  # (): as inherited
+
+
 class ServerFact(Message, tag="server", kw_only=True):
     """From the vLLM manager: what is wanted, what runs, what the node does as a whole."""
 
@@ -135,6 +153,8 @@ class ServerFact(Message, tag="server", kw_only=True):
     ready_at: float | None = None
     started_at: float | None = None
     deaths: int = 0  # times it ended by itself since this supervisor began
+    courtesy: Courtesy | None = None  # as the kernel tells it of the server
+    courtesy_detail: str = ""  # how its CPUs were chosen
     at_s: float
 
 
@@ -298,6 +318,7 @@ class HolderSpec(Part, kw_only=True):
     grace_s: float  # between SIGTERM and SIGKILL when it ends by itself (expiry, root gone)
     marker: str  # value of LLMWD_TREE in the tree's environment
     note: dict[str, str | int | float | None]  # the manager's own memory, given back to a restarted manager
+    courtesy: Courtesy | None = None  # None: as we are ourselves
     site: str | None = None  # folder that holds setproctitle
 
 

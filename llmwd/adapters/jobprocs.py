@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 from llmwd.adapters.jobfolders import Gpus
-from llmwd.messages import SourceState
+from llmwd.messages import JobCpus, SourceState
 from llmwd.vocab import Source
 
 PROBE = Path(__file__).with_name("jobprocs_probe.py")
@@ -52,6 +52,7 @@ class JobProcesses:
         self._works = False
         self._why = "has not looked yet"
         self.absent = False
+        self.cpus: tuple[JobCpus, ...] = ()  # at the last whole look
         self.began_s = 0.0
         self.deadline_s = 0.0
 
@@ -122,8 +123,10 @@ class JobProcesses:
         self._why = "" if self._works else f"reading /proc failed, or did not end within {LOOK_WITHIN_S:g} s"
         if not self._works:
             return None
-        pairs = [line.split(" ") for line in self._output.decode(errors="replace").splitlines()[:-1]]
-        return {job: None for job, node in pairs if not self._node or node in ("-", self._node)}
+        lines = [line.split(" ") for line in self._output.decode(errors="replace").splitlines()[:-1]]
+        here = [(job, cpus) for job, node, cpus in lines if not self._node or node in ("-", self._node)]
+        self.cpus = tuple(JobCpus(id=job, lists=tuple(cpus.split(";"))) for job, cpus in here if cpus != "-")
+        return {job: None for job, _ in here}
 
     def close(self) -> None:
         """End a look that is under way."""

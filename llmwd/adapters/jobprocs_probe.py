@@ -1,4 +1,4 @@
-"""Prints the Slurm jobs that processes belong to: lines "<id> <node or ->". Run by jobprocs as a program of its own.
+"""Prints the Slurm jobs that processes belong to: lines "<id> <node or -> <CPU lists joined by ; or ->". Run by jobprocs as a program of its own.
 
 Reading /proc can hang in the kernel for ever; then only this process hangs. Standard library only, and no module that
 takes long to load (re and signal take as long as reading 500 processes): it is started every few seconds.
@@ -10,6 +10,8 @@ import sys
 SLUID_LETTERS = b"0123456789ABCDEFGHJKMNPQRSTVWXYZ"
 SCOPE = b"slurmstepd.scope"
 TITLE = b"slurmstepd: ["
+STATUS_MOST = 4096  # processes of jobs whose CPUs are read in one look
+CPUS = b"\nCpus_allowed_list:"
 DELETED = b" (deleted)"  # only dead processes, not yet reaped, are left in such a cgroup
 
 
@@ -54,8 +56,14 @@ def places_in(text: bytes) -> list[tuple[bytes | None, bytes]]:
     return found
 
 
-def jobs_of(pid: str, proc: str) -> set[tuple[bytes, bytes]]:
-    """The jobs that a process shows by its cgroups or, for a slurmstepd, by its title."""
+def cpus_of(pid: str, proc: str) -> bytes:
+    """What a process may run on, such as 0-3,8; empty where that is not told. (No lock is waited for, unlike cmdline.)"""
+    text = read(f"{proc}/{pid}/status").partition(CPUS)[2].partition(b"\n")[0].strip()
+    return text if not text.strip(b"0123456789,-") else b""
+
+
+def jobs_of(pid: str, proc: str) -> tuple[set[tuple[bytes, bytes]], bool]:
+    """The jobs that a process shows by its cgroups or, for a slurmstepd, by its title; whether it is the job's own."""
     places = places_in(read(f"{proc}/{pid}/cgroup"))
     found = {(job, node) for job, node in places if job is not None}
     if read(f"{proc}/{pid}/comm").strip() == b"slurmstepd":  # others' command lines are not read: that can hang
@@ -63,18 +71,24 @@ def jobs_of(pid: str, proc: str) -> set[tuple[bytes, bytes]]:
         job = title[len(TITLE) :].partition(b".")[0]
         if title.startswith(TITLE) and job.isdigit() and os.stat(f"{proc}/{pid}").st_uid == 0:
             found.add((job, places[0][1] if places else b"-"))
-    return found
+        return found, False
+    return found, bool(found)
 
 
 def main(proc: str) -> None:
-    found = set()
+    found: dict[tuple[bytes, bytes], set[bytes]] = {}
+    left = STATUS_MOST
     for pid in os.listdir(proc):
         if pid.isdigit():
             try:
-                found |= jobs_of(pid, proc)
+                jobs, own = jobs_of(pid, proc)
             except (FileNotFoundError, ProcessLookupError):  # ended meanwhile
                 continue
-    lines = [b"%s %s\n" % pair for pair in sorted(found)]
+            left -= own
+            cpus = {cpus_of(pid, proc)} - {b""} if own and left >= 0 else set()
+            for job in jobs:
+                found[job] = found.get(job, set()) | cpus
+    lines = [b"%s %s %s\n" % (*job, b";".join(sorted(found[job])) or b"-") for job in sorted(found)]
     os.write(1, b"".join(lines) + b"whole\n")
 
 

@@ -8,14 +8,17 @@ import errno
 import os
 import signal
 
-from llmwd.adapters import procs
+from llmwd.adapters import courtesy, procs
 
 
 class Service:
     """A service that has been forked. `report` is readable once exec has failed or worked."""
 
-    def __init__(self, argv: list[str], env: dict[str, str], cwd: str, output: int) -> None:
-        """Start `argv` in a session of its own, killed when our thread ends, output to the descriptor `output`."""
+    def __init__(self, argv: list[str], env: dict[str, str], cwd: str, output: int, wish: dict | None = None) -> None:
+        """Start `argv` in a session of its own, killed when our thread ends, output to the descriptor `output`.
+
+        `wish`: how it stands back behind others (messages.Courtesy); what of it cannot be had is said in its output.
+        """
         self.report, report_end = os.pipe()
         os.set_blocking(self.report, False)
         self._path, parent = argv[0], os.getpid()
@@ -26,7 +29,7 @@ class Service:
             try:
                 os.chdir(cwd)
                 failure = f"cannot start {argv[0]}"
-                _become(argv, env, output, parent)
+                _become(argv, env, output, parent, wish)
             except (OSError, ValueError) as problem:
                 os.write(report_end, f"{failure}: {getattr(problem, 'strerror', None) or problem}".encode())
             finally:
@@ -45,7 +48,7 @@ class Service:
         return said
 
 
-def _become(argv: list[str], env: dict[str, str], output: int, parent: int) -> None:
+def _become(argv: list[str], env: dict[str, str], output: int, parent: int, wish: dict | None) -> None:
     os.setsid()  # signals of a terminal, or to our own group, do not reach it
     procs.set_pdeathsig(signal.SIGKILL)
     if os.getppid() != parent:  # it ended before that: nobody would
@@ -53,6 +56,8 @@ def _become(argv: list[str], env: dict[str, str], output: int, parent: int) -> N
     null = os.open(os.devnull, os.O_RDONLY)
     for source, target in ((null, 0), (output, 1), (output, 2)):
         os.dup2(source, target)  # all other descriptors of ours are close-on-exec
+    for problem in courtesy.stand_back(wish) if wish else ():
+        os.write(2, f"llmwd: {problem}\n".encode())
     for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
         signal.signal(number, signal.SIG_DFL)  # an inherited "ignore SIGINT" would reach vLLM otherwise
     signal.pthread_sigmask(signal.SIG_SETMASK, [])

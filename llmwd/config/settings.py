@@ -116,6 +116,16 @@ SETTINGS: tuple[SettingSpec, ...] = (
     SettingSpec("RESTART_PERIOD", values.seconds(1, 86400), "300", "The period in which deaths are counted.", "s"),
     SettingSpec("BACKOFF_MIN", values.seconds(0.01, 3600), "1", "The first wait before a restart; it doubles.", "s"),
     SettingSpec("BACKOFF_MAX", values.seconds(0.01, 86400), "300", "The longest wait before a restart.", "s"),
+    SettingSpec("NICE", values.integer(0, 19), "10", "vLLM's nice level: the higher, the sooner jobs' processes run first."),
+    SettingSpec(
+        "OOM_SCORE_ADJ", values.integer(0, 1000), "800", "vLLM's oom_score_adj: the higher, the sooner the kernel takes us first."
+    ),
+    SettingSpec(
+        "IO_PRIORITY", values.choice("off", *"01234567"), "7", "vLLM's best-effort I/O level, 7 comes last; off: as inherited."
+    ),
+    SettingSpec(
+        "CPU_AFFINITY", values.choice("auto", "off"), "auto", "auto: vLLM runs near its GPUs and off the cores of jobs, where these can be told."
+    ),
     SettingSpec("LOG_LEVEL", values.choice("debug", "info", "warning", "error"), "info", "What the logs tell."),
     SettingSpec("LOG_MAX_MB", values.integer(1, 10000), "20", "The size at which a log is rotated.", "MB"),
     SettingSpec("LOG_KEEP", values.integer(0, 100), "5", "How many rotated logs are kept.", "files"),
@@ -164,6 +174,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     restart_period_s: float
     backoff_min_s: float
     backoff_max_s: float
+    nice: int
+    oom_score_adj: int
+    io_priority: str
+    cpu_affinity: str
     log_level: str
     log_max_mb: int
     log_keep: int

@@ -83,6 +83,16 @@ class ShownServer(msgspec.Struct, frozen=True):
     deaths: int = 0
 
 
+class ShownNeighbour(msgspec.Struct, frozen=True):
+    """How the server stands back behind others, by the kernel's word. cpus: such as "0-15,32-47"."""
+
+    nice: int
+    oom_score_adj: int
+    io_priority: int | None
+    cpus: str
+    detail: str = ""
+
+
 class ShownTunnel(msgspec.Struct, frozen=True):
     phase: Phase = Phase.stopped
     detail: str = ""
@@ -123,6 +133,7 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     gpus: tuple[ShownGpu, ...] = ()
     jobs: tuple[ShownJob, ...] = ()
     server: ShownServer = ShownServer()
+    neighbour: ShownNeighbour | None = None
     tunnel: ShownTunnel = ShownTunnel()
     hold: ShownHold | None = None
     sources: tuple[SourceState, ...] = ()
@@ -160,6 +171,7 @@ def status_of(node: str, running: tuple[int, int] | None, facts: Facts, now_s: f
         gpus=_gpus(facts.gpus, Worker.resolver in stale),
         jobs=_jobs(facts, Worker.resolver in stale),
         server=_server(server),
+        neighbour=_neighbour(server),
         tunnel=ShownTunnel(tunnel.phase, tunnel.detail, tunnel.hostname) if tunnel else ShownTunnel(),
         hold=_hold(facts.gpus),
         sources=_sources(facts),
@@ -239,6 +251,13 @@ def _server(fact: ServerFact | None) -> ShownServer:
     if fact is None:
         return ShownServer()
     return ShownServer(fact.pid, fact.phase, fact.url, iso(fact.ready_at), fact.bin, fact.deaths)
+
+
+def _neighbour(fact: ServerFact | None) -> ShownNeighbour | None:
+    if fact is None or fact.courtesy is None:
+        return None
+    found = fact.courtesy
+    return ShownNeighbour(found.nice, found.oom_score_adj, found.io_priority, spell_gpus(found.cpus), fact.courtesy_detail)
 
 
 def _hold(fact: GpusFact | None) -> ShownHold | None:
@@ -324,6 +343,8 @@ def summary_rows(status: Status, now_at: float) -> list[tuple[str, str]]:
         told = f"ready for {spell_duration(ready)}" if ready is not None else str(server.phase)
         url = server.url if server.phase == Phase.ready else None
         rows.append(("server", " · ".join(part for part in (url, f"pid {server.pid}", told) if part)))
+    if status.neighbour is not None:
+        rows.append(("neighbour", _spell_neighbour(status.neighbour)))
     if status.jobs:
         rows.append(("jobs", "; ".join(_spell_job(job) for job in status.jobs)))
     elif status.gpus:
@@ -334,6 +355,12 @@ def summary_rows(status: Status, now_at: float) -> list[tuple[str, str]]:
     elif status.workers:
         rows.append(("tunnel", tunnel.detail or "off"))
     return rows
+
+
+def _spell_neighbour(found: ShownNeighbour) -> str:
+    level = "as inherited" if found.io_priority is None else f"best-effort {found.io_priority}"
+    cpus = f"CPUs {found.cpus}" + (f" ({found.detail})" if found.detail else "")
+    return " · ".join((f"nice {found.nice}", f"oom_score_adj {found.oom_score_adj}", f"I/O {level}", cpus))
 
 
 def _spell_job(job: ShownJob) -> str:

@@ -9,6 +9,8 @@ import os
 import time
 from collections.abc import Callable
 
+import msgspec
+
 from llmwd.adapters import rundir, slurm, stepd
 from llmwd.adapters.cgroups import CgroupV1, CgroupV2
 from llmwd.adapters.jobfolders import JobFolders
@@ -279,6 +281,8 @@ class Detector:
         self._send(presence.jobs_fact(self._state, time.monotonic()))
 
     def _send(self, fact: JobsFact) -> None:
+        if self._procfs is not None:
+            fact = msgspec.structs.replace(fact, cpus=self._procfs.cpus)
         self._published = fact
         self._shell.publish(fact)
         self._shell.cancel("first")

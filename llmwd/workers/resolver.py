@@ -283,7 +283,7 @@ class Resolver:
             holder, job, why = (Holder.llmwd, None, "") if ours else (Holder.free, None, "")
         else:
             holder, job, why = occupant.holder, occupant.job.id if occupant.job else None, occupant.why
-        return Gpu(index=index, uuid=gpu.uuid, minor=gpu.minor, holder=holder, job=job, why=why, free_since_s=free_since_s)
+        return Gpu(index=index, uuid=gpu.uuid, minor=gpu.minor, numa=gpu.numa, holder=holder, job=job, why=why, free_since_s=free_since_s)
 
     def _tell(self, decision: leases.Decision) -> None:
         if decision.revocation is not None:

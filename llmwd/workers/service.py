@@ -18,7 +18,7 @@ from llmwd.adapters import holding, procs
 from llmwd.adapters.rundir import write_atomic
 from llmwd.core import lifecycle, restart
 from llmwd.core.lifecycle import ALIVE, Event, Life
-from llmwd.messages import HolderSpec, HolderState, Note, Release, Renew
+from llmwd.messages import Courtesy, HolderSpec, HolderState, Note, Release, Renew
 from llmwd.vocab import Phase
 from llmwd.workers.base import Shell
 
@@ -117,7 +117,7 @@ class Service:
 
     def start(
         self, argv: Sequence[str], env: Mapping[str, str], expires_s: float, grace_s: float, root_fd: int,
-        note: dict[str, str | int | float | None],
+        note: dict[str, str | int | float | None], courtesy: Courtesy | None = None,
     ) -> None:
         """Start the program; what comes of it arrives at on_change and on_gone."""
         marker = os.urandom(16).hex()
@@ -125,7 +125,7 @@ class Service:
             service=self.name, argv=tuple(argv), env=dict(env), cwd=os.environ.get("HOME") or "/", socket=self._socket,
             log=str(self._log_path), log_max_bytes=self._shell.boot.settings.log_max_mb << 20,
             log_keep=self._shell.boot.settings.log_keep, expires_s=expires_s, grace_s=grace_s, marker=marker, note=note,
-            site=holding.site_folder(),
+            courtesy=courtesy, site=holding.site_folder(),
         )
         self.state, self._failed_why, self._pending_release = None, None, None
         try:

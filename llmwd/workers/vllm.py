@@ -43,6 +43,7 @@ from llmwd.messages import (
 )
 from llmwd.vocab import NodePhase, Phase, Reason, Worker
 from llmwd.workers.base import Boot, Shell, repeat_every_s
+from llmwd.workers.neighbour import Neighbour
 from llmwd.workers.readiness import Readiness
 from llmwd.workers.service import Service
 
@@ -71,6 +72,7 @@ class Manager:
         self.ready_at: float | None = None
         self.releasing: Reason | None = None
         self.readiness = Readiness(shell, self._ready, self._wedged)
+        self.neighbour = Neighbour(shell)
         self._shown: tuple[NodePhase, Reason] | None = None
         self._since_at = time.time()
         self._published: ServerFact | None = None
@@ -148,6 +150,8 @@ class Manager:
         self.reconcile()
 
     def on_beat(self) -> None:
+        if self.service.alive and not self.service.releasing and self.service.state is not None and self.tree_gpus:
+            self.neighbour.beat(self.settings, self.gpus, self.tree_gpus, self.service.state.pid)
         self.reconcile(repeat=True)
         self.shell.at("repeat", time.monotonic() + repeat_every_s(self.settings), self.on_beat)
 
@@ -208,7 +212,9 @@ class Manager:
         env = serve_environment(profile, settings, lease.uuids, os.environ)
         self._make_rpc_folder(env)
         self.shell.log.info("starting %s on GPUs %s: %s", profile.name, list(lease.gpus), argv[0])
-        self.service.start(argv, env, lease.expires_s, settings.yield_grace_s, self.shell.boot.root_fd, self._note())
+        courtesy = self.neighbour.wish(settings, self.gpus, lease.gpus)
+        root_fd = self.shell.boot.root_fd
+        self.service.start(argv, env, lease.expires_s, settings.yield_grace_s, root_fd, self._note(), courtesy)
         self.shell.journal.write("server_started", profile=profile.name, gpus=lease.gpus, epoch=lease.epoch)
         self._ask_whether_it_answers(ready=False)
         started_s = time.monotonic()
@@ -236,6 +242,7 @@ class Manager:
         self._journal_release(state, asked)
         shutil.rmtree(self.rpc_folder, ignore_errors=True)
         self.readiness.end()
+        self.neighbour.gone()
         self.tree_lease = self.tree_gpus = self.recipe = self.url = self.started_at = self.ready_at = None
         self.releasing = None
         if asked:
@@ -349,6 +356,7 @@ class Manager:
         state = self.service.state if self.service.alive else None
         profile = self.started_profile if self.service.alive else self.profile
         served = endpoint(profile, self.settings).served_as if profile else None
+        self.neighbour.read(state.server_pid if state else None, self.service.life.phase)
         fact = ServerFact(
             profile=profile.name if profile else None, model_name=profile.model_name if profile else None,
             served_as=served, wanted_gpus=planned.wanted_gpus, phase=self.service.life.phase, node_phase=node_phase,
@@ -358,6 +366,7 @@ class Manager:
             pid=state.server_pid if state else None, holder_pid=state.pid if state else None, url=self.url,
             bin=profile.llm_bin if profile else None,
             ready_at=self.ready_at, started_at=self.started_at, deaths=self.service.deaths, at_s=now_s,
+            courtesy=self.neighbour.found, courtesy_detail=self.neighbour.detail if self.neighbour.found else "",
         )
         before, self._published = self._published, fact
         if repeat or before is None or msgspec.structs.replace(before, at_s=now_s) != fact:
@@ -390,5 +399,6 @@ def main(shell: Shell) -> None:
     shell.answer(ResetOrder, manager.on_reset)
     manager.begin(load(shell.boot.home))
     shell.subscribe(Worker.resolver, manager.on_gpus)
+    shell.subscribe(Worker.detector, manager.neighbour.on_jobs)
     manager.on_beat()
     shell.ready()

@@ -14,12 +14,13 @@ V2 = "0::/system.slice/{}slurmstepd.scope/{}/step_batch/user/task_special\n"
 V1 = "6:freezer:/slurm{}/uid_0/job_{}/step_0\n0::/\n"
 
 
-def process(proc: Path, cgroup: str, comm: str = "python", cmdline: bytes = b"python\0") -> None:
+def process(proc: Path, cgroup: str, comm: str = "python", cmdline: bytes = b"python\0", status: str = "") -> None:
     folder = proc / str(len(list(proc.iterdir())) + 100)
     folder.mkdir()
     (folder / "cgroup").write_text(cgroup)
     (folder / "comm").write_text(comm + "\n")
     (folder / "cmdline").write_bytes(cmdline)
+    (folder / "status").write_text(status)
 
 
 def look(source: JobProcesses) -> dict[str, object] | None:
@@ -56,6 +57,17 @@ def test_jobs_are_found_by_the_cgroups_of_both_versions(tmp_path: Path) -> None:
 def test_other_cgroups_are_no_jobs(cgroup: str, tmp_path: Path) -> None:
     process(tmp_path, cgroup)
     assert look(fake(tmp_path)) == {}
+
+
+def test_what_a_jobs_own_processes_may_run_on_is_told_with_it(tmp_path: Path) -> None:
+    for job, cpus in (("1", "0-3"), ("1", "0-3"), ("1", "8,10"), ("2", ""), ("3", "4 5")):
+        process(tmp_path, V2.format("n1_", f"job_{job}"), status=f"Name:\tx\nCpus_allowed:\tf\nCpus_allowed_list:\t{cpus}\nMems:\n")
+    process(tmp_path, V2.format("n1_", "job_1"), "slurmstepd", b"slurmstepd: [1.batch]\0", "x\nCpus_allowed_list:\t0-63\n")
+    process(tmp_path, V2.format("n2_", "job_9"), status="x\nCpus_allowed_list:\t1\n")
+    process(tmp_path, "0::/user.slice\n", status="x\nCpus_allowed_list:\t2\n")
+    source = fake(tmp_path, "n1")
+    assert set(look(source) or ()) == {"1", "2", "3"}
+    assert [(job.id, job.lists) for job in source.cpus] == [("1", ("0-3", "8,10"))]
 
 
 def test_a_slurmstepd_names_its_job_in_its_title_where_no_cgroup_does(tmp_path: Path) -> None:

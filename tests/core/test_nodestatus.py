@@ -8,6 +8,7 @@ import pytest
 from llmwd.core import nodestatus
 from llmwd.core.nodestatus import Facts, status_of
 from llmwd.messages import (
+    Courtesy,
     Gpu,
     GpusFact,
     Hold,
@@ -205,3 +206,12 @@ def test_a_source_that_is_not_here_says_why_in_one_line_of_80_columns_cut_at_a_w
     assert told["gresused"].why == "sinfo: error: resolve_ctls_from_dns_srv: res_nsearch …"
     assert (told["nvml"].why, told["cgroup1"].why, told["sim"].works) == ("no driver", "no folder slurm in …", True)
     assert {source.why for source in whole.sources} >= {long}
+
+
+def test_how_the_server_stands_back_is_a_row_of_its_own_and_none_without_a_server() -> None:
+    found = Courtesy(nice=10, oom_score_adj=800, io_priority=7, cpus=(0, 1, 2, 8))
+    facts = Facts(root=root(), server=server(courtesy=found, courtesy_detail="NUMA node 0"), gpus=gpus())
+    rows = dict(nodestatus.summary_rows(status_of("m001", ROOT, facts, NOW_S), 60.0))
+    assert rows["neighbour"] == "nice 10 · oom_score_adj 800 · I/O best-effort 7 · CPUs 0-2,8 (NUMA node 0)"
+    bare = status_of("m001", ROOT, Facts(root=root(), server=server(), gpus=gpus()), NOW_S)
+    assert bare.neighbour is None and "neighbour" not in dict(nodestatus.summary_rows(bare, 60.0))

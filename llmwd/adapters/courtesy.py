@@ -1,0 +1,106 @@
+"""How a process stands back behind others: nice, OOM score, I/O priority, CPUs. Set, read back, and changed later.
+
+Standard library only: the holder sets it between fork and exec, and all that the service starts inherits it.
+ioprio_set has no wrapper in glibc and none in Python. util-linux's ionice would be one more program between us and
+the service, whose failures would be taken for the service's; psutil has it, but the holder must do without packages.
+"""
+
+import os
+
+IOPRIO_SYSCALLS = {  # machine: ioprio_set, ioprio_get  (asm/unistd.h)
+    "x86_64": (251, 252), "aarch64": (30, 31), "riscv64": (30, 31), "ppc64le": (273, 274), "s390x": (282, 283),
+}  # fmt: skip
+_WHO_PROCESS = 1
+_CLASS_SHIFT = 13
+_BEST_EFFORT, _IDLE = 2, 3
+
+
+def stand_back(wish: dict) -> list[str]:
+    """Set for this process what `wish` (messages.Courtesy) says, never less than it has inherited.
+
+    What cannot be set is left: returns one sentence for each such thing, and raises nothing for it.
+    """
+    problems = []
+    for what, setter in (("nice", _nice), ("oom_score_adj", _oom_score_adj), ("io_priority", _io_priority), ("cpus", _cpus)):
+        try:
+            setter(wish[what])
+        except (OSError, ValueError) as problem:
+            problems.append(f"{what} {wish[what]} could not be set: {getattr(problem, 'strerror', None) or problem}")
+    return problems
+
+
+def _nice(level: int) -> None:
+    if level <= os.getpriority(os.PRIO_PROCESS, 0):
+        return
+    os.setpriority(os.PRIO_PROCESS, 0, level)
+    try:  # where sessions are scheduled as groups, a nice level counts only within its own: the group gets it too
+        with open("/proc/self/autogroup", "r+") as file:
+            file.write(str(level))
+    except OSError:  # not built in, or set too often: the level of the process is there all the same
+        pass
+
+
+def _oom_score_adj(score: int) -> None:
+    with open("/proc/self/oom_score_adj", "r+") as file:
+        if score > int(file.read()):
+            file.seek(0)
+            file.write(str(score))
+
+
+def _io_priority(level: int | None) -> None:
+    if level is None:
+        return
+    kind, inherited = _get_ioprio(0)
+    if kind != _IDLE and not (kind == _BEST_EFFORT and inherited >= level):
+        _ioprio(0, _WHO_PROCESS, 0, _BEST_EFFORT << _CLASS_SHIFT | level)
+
+
+def _cpus(cpus: list[int]) -> None:
+    if cpus:
+        os.sched_setaffinity(0, cpus)
+
+
+def _ioprio(which: int, *values: int) -> int:
+    import ctypes
+
+    numbers = IOPRIO_SYSCALLS.get(os.uname().machine)
+    if numbers is None:
+        raise ValueError(f"not known how on {os.uname().machine}")
+    libc = ctypes.CDLL(None, use_errno=True)
+    got = libc.syscall(ctypes.c_long(numbers[which]), *map(ctypes.c_int, values))
+    if got < 0:
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+    return got
+
+
+def _get_ioprio(pid: int) -> tuple[int, int]:
+    value = _ioprio(1, _WHO_PROCESS, pid)
+    return value >> _CLASS_SHIFT, value & (1 << _CLASS_SHIFT) - 1
+
+
+def found(pid: int) -> dict | None:
+    """What the kernel says of a process, as the fields of messages.Courtesy; None if there is no such process."""
+    try:
+        with open(f"/proc/{pid}/oom_score_adj") as file:
+            score = int(file.read())
+        told = {"nice": os.getpriority(os.PRIO_PROCESS, pid), "oom_score_adj": score, "cpus": sorted(os.sched_getaffinity(pid))}
+    except OSError:
+        return None
+    try:
+        kind, level = _get_ioprio(pid)
+    except (OSError, ValueError):
+        kind, level = 0, 0
+    return told | {"io_priority": level if kind == _BEST_EFFORT else None}
+
+
+def confine(pid: int, cpus: frozenset[int]) -> None:
+    """Have every thread of a process run on `cpus` alone; what ends meanwhile or refuses is left."""
+    try:
+        threads = os.listdir(f"/proc/{pid}/task")
+    except OSError:
+        return
+    for thread in threads:
+        try:
+            os.sched_setaffinity(int(thread), cpus)
+        except OSError:
+            continue
