@@ -107,6 +107,16 @@ class Hold(Part, kw_only=True):
     by: str = ""
 
 
+class MemoryPressure(Part, kw_only=True):
+    """How much the node waits for memory: percent of the last ten seconds, by the kernel; None: not told, see why."""
+
+    some_percent: float | None
+    full_percent: float | None
+    limit_percent: float  # 0: not watched
+    short: bool  # so much that we stay away
+    why: str = ""
+
+
 class GpusFact(Message, tag="gpus", kw_only=True):
     """From the resolver: who has which GPU, and the lease."""
 
@@ -119,6 +129,7 @@ class GpusFact(Message, tag="gpus", kw_only=True):
     blocked: Reason | None  # why no lease is granted, None while one is
     detail: str
     node_states: tuple[str, ...]
+    memory: MemoryPressure | None = None
     epoch: int  # of the last lease ever granted
     at_s: float
 

@@ -57,6 +57,7 @@ class Reason(Told):
     no_evidence = "no_evidence", "what tells us about Slurm's jobs is silent or too old: no lease without evidence"
     node_draining = "node_draining", "Slurm says the node is draining, reserved, in maintenance or being rebooted"
     no_gpus = "no_gpus", "the node has fewer GPUs than the profile needs"
+    memory_pressure = "memory_pressure", "the node is short of memory while jobs or others run on it"
     held = "held", "the operator asked us to stay away (`llmwd-ctl yield`)"
     switching = "switching", "another profile was chosen, or its settings changed"
     not_wanted = "not_wanted", "no model is to run at present"

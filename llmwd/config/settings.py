@@ -126,6 +126,13 @@ SETTINGS: tuple[SettingSpec, ...] = (
     SettingSpec(
         "CPU_AFFINITY", values.choice("auto", "off"), "auto", "auto: vLLM runs near its GPUs and off the cores of jobs, where these can be told."
     ),
+    SettingSpec(
+        "MEMORY_PRESSURE",
+        values.percent(),
+        "10",
+        "While others are on the node: yield when processes waited for memory for this part of 10 s; 0: never.",
+        "%",
+    ),
     SettingSpec("LOG_LEVEL", values.choice("debug", "info", "warning", "error"), "info", "What the logs tell."),
     SettingSpec("LOG_MAX_MB", values.integer(1, 10000), "20", "The size at which a log is rotated.", "MB"),
     SettingSpec("LOG_KEEP", values.integer(0, 100), "5", "How many rotated logs are kept.", "files"),
@@ -178,6 +185,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     oom_score_adj: int
     io_priority: str
     cpu_affinity: str
+    memory_pressure: float
     log_level: str
     log_max_mb: int
     log_keep: int

@@ -36,6 +36,11 @@ def integer(low: int, high: int) -> Parser:
     return Parser(f"a whole number from {low} to {high}", read)
 
 
+def percent() -> Parser:
+    number = seconds(0, 100)
+    return Parser("a percentage from 0 to 100", number.read)
+
+
 def seconds(low: float, high: float) -> Parser:
     """No exponents, signs, `inf` or `nan`: a wait that is mistyped must not become one that never ends."""
 

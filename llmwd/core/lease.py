@@ -54,6 +54,7 @@ class Situation(msgspec.Struct, frozen=True, kw_only=True):
     node_states: tuple[str, ...]
     evidence: Evidence
     epoch: int
+    memory_short: str = ""  # in words; "" when memory is no reason
 
 
 class Decision(msgspec.Struct, frozen=True, kw_only=True):
@@ -139,6 +140,8 @@ def _against(now: Situation, now_s: float) -> tuple[Reason | None, str, JobView 
     unwelcome = UNWELCOME & set(now.node_states)
     if unwelcome:
         return Reason.node_draining, f"Slurm says {'+'.join(now.node_states)}", None
+    if now.memory_short:
+        return Reason.memory_pressure, now.memory_short, None
     if any(uuid not in now.gpu_map.uuids for uuid in lease.uuids):
         return Reason.gpu_unknown, "a leased GPU is no longer there", None
     if now.server_known and now.wanted == 0 and not now.holding:
@@ -175,6 +178,8 @@ def _grant(now: Situation, now_s: float, lease_ttl_s: float, resume_after_s: flo
         )
     if UNWELCOME & set(now.node_states):
         return Decision(lease=None, blocked=Reason.node_draining, detail=f"Slurm says {'+'.join(now.node_states)}")
+    if now.memory_short:
+        return Decision(lease=None, blocked=Reason.memory_pressure, detail=now.memory_short)
     missing = now.evidence.renew_why or now.evidence.grant_why
     free = [gpu for gpu in now.gpus if gpu.uuid not in now.occupants]
     if len(free) < now.wanted:

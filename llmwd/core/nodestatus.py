@@ -15,6 +15,7 @@ from llmwd.messages import (
     Gpu,
     GpusFact,
     JobsFact,
+    MemoryPressure,
     NoticesFact,
     RootFact,
     ServerFact,
@@ -134,6 +135,7 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     jobs: tuple[ShownJob, ...] = ()
     server: ShownServer = ShownServer()
     neighbour: ShownNeighbour | None = None
+    memory: MemoryPressure | None = None
     tunnel: ShownTunnel = ShownTunnel()
     hold: ShownHold | None = None
     sources: tuple[SourceState, ...] = ()
@@ -172,6 +174,7 @@ def status_of(node: str, running: tuple[int, int] | None, facts: Facts, now_s: f
         jobs=_jobs(facts, Worker.resolver in stale),
         server=_server(server),
         neighbour=_neighbour(server),
+        memory=facts.gpus.memory if facts.gpus and Worker.resolver not in stale else None,
         tunnel=ShownTunnel(tunnel.phase, tunnel.detail, tunnel.hostname) if tunnel else ShownTunnel(),
         hold=_hold(facts.gpus),
         sources=_sources(facts),
@@ -345,6 +348,8 @@ def summary_rows(status: Status, now_at: float) -> list[tuple[str, str]]:
         rows.append(("server", " · ".join(part for part in (url, f"pid {server.pid}", told) if part)))
     if status.neighbour is not None:
         rows.append(("neighbour", _spell_neighbour(status.neighbour)))
+    if status.memory is not None:
+        rows.append(("memory", _spell_memory(status.memory)))
     if status.jobs:
         rows.append(("jobs", "; ".join(_spell_job(job) for job in status.jobs)))
     elif status.gpus:
@@ -361,6 +366,13 @@ def _spell_neighbour(found: ShownNeighbour) -> str:
     level = "as inherited" if found.io_priority is None else f"best-effort {found.io_priority}"
     cpus = f"CPUs {found.cpus}" + (f" ({found.detail})" if found.detail else "")
     return " · ".join((f"nice {found.nice}", f"oom_score_adj {found.oom_score_adj}", f"I/O {level}", cpus))
+
+
+def _spell_memory(memory: MemoryPressure) -> str:
+    if memory.some_percent is None:
+        return f"pressure not watched: {memory.why}"
+    limit = f"yields at {memory.limit_percent:g} % beside others" if memory.limit_percent else "not watched (MEMORY_PRESSURE=0)"
+    return f"pressure {memory.some_percent:g} % · {limit}" + (" · short" if memory.short else "")
 
 
 def _spell_job(job: ShownJob) -> str:

@@ -34,6 +34,7 @@ from llmwd.messages import (
 from llmwd.vocab import Holder, Reason, Source, Worker
 from llmwd.workers.base import Boot, Shell, repeat_every_s
 from llmwd.workers.drivers import Driver
+from llmwd.workers.shortage import Memory
 from llmwd.workers.slurmdesk import SlurmDesk
 
 # Evidence older than this part of LEASE_TTL renews nothing.
@@ -60,6 +61,7 @@ class Resolver:
         self.epoch = 0
         self.free_since: dict[str, float | None] = {}
         self.occupants: dict[str, Occupant] = {}
+        self.memory = Memory()
         self.blocked: Reason | None = Reason.starting
         self.detail = ""
         self.orders_path = shell.boot.state / "orders.json"
@@ -83,6 +85,7 @@ class Resolver:
         fact = envelope.fact
         self.epoch = fact.epoch
         self.revocation = fact.revocation
+        self.memory.adopt(fact.memory)
         self.free_since = {gpu.uuid: gpu.free_since_s for gpu in fact.gpus}
         if fact.lease is not None and fact.lease.expires_s > time.monotonic():
             self.lease = fact.lease
@@ -135,9 +138,14 @@ class Resolver:
 
     def on_beat(self) -> None:
         self.driver.beat()
+        self.memory.beat(self.settings, self._others(time.monotonic()))
         self._forget_a_lost_manager()
         self.evaluate(repeat=True)
         self.shell.at("repeat", time.monotonic() + repeat_every_s(self.settings), self.on_beat)
+
+    def _others(self, now_s: float) -> bool:
+        """Whether somebody besides us is on the node."""
+        return bool(self.claims.views(now_s) or self.claims.used_by_node() or any(self.driver.foreign(now_s).values()))
 
     def _forget_a_lost_manager(self) -> None:
         """A manager in quarantine renews nothing: its tree has ended with the lease it knew, and needs none."""
@@ -210,7 +218,7 @@ class Resolver:
             server_known=self.server is not None, lease=self.lease,
             pending=any(view.pending for view in views) or self.claims.unsettled(),
             hold=self.orders.hold, node_states=self.desk.node_states(), evidence=self._evidence(now_s),
-            epoch=self.epoch,
+            epoch=self.epoch, memory_short=self.memory.short,
         )
         decision = leases.decide(situation, now_s, self.settings.lease_ttl_s, self.settings.resume_after_s)
         self.lease, self.blocked, self.detail = decision.lease, decision.blocked, decision.detail
@@ -268,7 +276,7 @@ class Resolver:
                 for view in views
             ),
             sources=sources, hold=self.orders.hold, blocked=self.blocked, detail=self.detail,
-            node_states=self.desk.node_states(), epoch=self.epoch, at_s=now_s,
+            node_states=self.desk.node_states(), memory=self.memory.fact, epoch=self.epoch, at_s=now_s,
         )
         before, self._published = self._published, fact
         if force or before is None or _quiet(before) != _quiet(fact):
@@ -298,7 +306,7 @@ class Resolver:
 def _quiet(fact: GpusFact) -> GpusFact:
     """The fact without what changes all the time."""
     lease = fact.lease and msgspec.structs.replace(fact.lease, expires_s=0.0)
-    return msgspec.structs.replace(fact, lease=lease, at_s=0.0)
+    return msgspec.structs.replace(fact, lease=lease, memory=None, at_s=0.0)
 
 
 def main(shell: Shell) -> None:

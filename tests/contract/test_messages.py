@@ -120,7 +120,7 @@ def test_messages_are_frozen_explained_and_built_by_name(kind: type) -> None:
 
 
 @pytest.mark.parametrize("kind", MESSAGES, ids=lambda kind: kind.__name__)
-def test_times_say_their_clock_and_unit(kind: type) -> None:
+def test_numbers_say_their_unit_and_times_their_clock(kind: type) -> None:
     for field in msgspec.structs.fields(kind):
         if typing.get_args(field.type) and float in typing.get_args(field.type) and field.name != "note" or field.type is float:
-            assert field.name.endswith(("_s", "_at")), f"{kind.__name__}.{field.name}"
+            assert field.name.endswith(("_s", "_at", "_percent")), f"{kind.__name__}.{field.name}"

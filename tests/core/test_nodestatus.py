@@ -16,6 +16,7 @@ from llmwd.messages import (
     JobSeen,
     JobsFact,
     Lease,
+    MemoryPressure,
     RootFact,
     ServerFact,
     SourceState,
@@ -215,3 +216,20 @@ def test_how_the_server_stands_back_is_a_row_of_its_own_and_none_without_a_serve
     assert rows["neighbour"] == "nice 10 · oom_score_adj 800 · I/O best-effort 7 · CPUs 0-2,8 (NUMA node 0)"
     bare = status_of("m001", ROOT, Facts(root=root(), server=server(), gpus=gpus()), NOW_S)
     assert bare.neighbour is None and "neighbour" not in dict(nodestatus.summary_rows(bare, 60.0))
+
+
+@pytest.mark.parametrize(
+    ("some", "limit", "short", "why", "row"),
+    [
+        (0.5, 10.0, False, "", "pressure 0.5 % · yields at 10 % beside others"),
+        (42.0, 10.0, True, "", "pressure 42 % · yields at 10 % beside others · short"),
+        (42.0, 0.0, False, "", "pressure 42 % · not watched (MEMORY_PRESSURE=0)"),
+        (None, 10.0, False, "it is not there", "pressure not watched: it is not there"),
+    ],
+)
+def test_memory_pressure_is_a_row_with_its_limit_or_with_why_it_is_not_known(some, limit, short, why, row) -> None:
+    memory = MemoryPressure(some_percent=some, full_percent=some, limit_percent=limit, short=short, why=why)
+    facts = Facts(root=root(), server=server(), gpus=gpus(memory=memory))
+    assert dict(nodestatus.summary_rows(status_of("m001", ROOT, facts, NOW_S), 60.0))["memory"] == row
+    silent = Facts(root=root(), server=server(), gpus=gpus(memory=memory, at_s=NOW_S - 60))
+    assert status_of("m001", ROOT, silent, NOW_S).memory is None

@@ -49,6 +49,7 @@ class Supervised:
             "SERVER_PORT": self.port, "BACKOFF_MIN": 0.2, "LOG_LEVEL": "debug", **(settings or {}),
         }
         self.process: subprocess.Popen | None = None
+        self.within: tuple[str, ...] = ()  # a program that becomes the supervisor in the end, such as unshare
         (self.home / "etc" / "nodes").mkdir(parents=True)
         (self.home / "models").mkdir()
         self.write_settings()
@@ -84,7 +85,7 @@ class Supervised:
     def start(self) -> "Supervised":
         with self.errors.open("ab") as errors:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "llmwd.supervisor"], env=self.env, cwd=CHECKOUT, stdin=subprocess.DEVNULL,
+                [*self.within, sys.executable, "-m", "llmwd.supervisor"], env=self.env, cwd=CHECKOUT, stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL, stderr=errors, start_new_session=True,
             )
         return self

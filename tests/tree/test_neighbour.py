@@ -2,6 +2,7 @@
 
 import json
 import os
+from pathlib import Path
 
 from llmwd.adapters import courtesy, procs
 from tests.waiting import wait_until
@@ -36,3 +37,32 @@ def test_each_of_it_can_be_switched_off(supervised) -> None:
     node = supervised(NICE=0, OOM_SCORE_ADJ=0, IO_PRIORITY="off", CPU_AFFINITY="off")
     node.serving()
     assert as_found(node.server_fact().pid) == as_found(os.getpid())
+
+
+PRESSURE = "some avg10={0:.2f} avg60=0.00 avg300=0.00 total=0\nfull avg10=0.00 avg60=0.00 avg300=0.00 total=0\n"
+
+
+def test_a_node_short_of_memory_is_left_to_its_jobs_until_that_is_over(supervised, tmp_path: Path) -> None:
+    stand_in = tmp_path / "pressure"
+    stand_in.write_text(PRESSURE.format(50))
+    node = supervised(start=False, LEASE_TTL=4, RESUME_AFTER=1)
+    node.within = (  # the kernel's file is another one for this tree alone
+        "unshare", "-m" if os.geteuid() == 0 else "-rm",
+        "sh", "-c", f'mount --bind {stand_in} /proc/pressure/memory && exec "$@"', "sh",
+    )  # fmt: skip
+    node.start().serving()  # alone on the node it hurts nobody
+    assert node.status()["memory"]["some_percent"] == 50
+    node.job(7, "0")  # not on a GPU of ours
+    status = node.until(lambda status: status["reason"] == "memory_pressure" and status["phase"] == "waiting")
+    assert "50 %" in status["detail"] and status["memory"]["short"]
+    assert node.journal("lease_revoked")[-1]["reason"] == "memory_pressure"
+    assert node.left() and status["server"]["pid"] is None
+
+    stand_in.write_text(PRESSURE.format(7))  # less than the limit, more than half of it
+    node.until(lambda status: status["memory"]["some_percent"] == 7)
+    node.signal("resolver", 9)  # what it has found out survives it
+    node.until(lambda status: node.worker("resolver")["restarts"] == 1 and status["memory"]["short"])
+    assert node.status()["phase"] == "waiting"
+    stand_in.write_text(PRESSURE.format(4))
+    node.serving()
+    assert not node.status()["memory"]["short"] and node.status()["jobs"] == [{"id": "7", "gpus": [0]}]
