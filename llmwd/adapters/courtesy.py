@@ -78,6 +78,25 @@ def _get_ioprio(pid: int) -> tuple[int, int]:
     return value >> _CLASS_SHIFT, value & (1 << _CLASS_SHIFT) - 1
 
 
+def hurry(pid: int) -> None:
+    """Let the session of `pid` run like us again, as far as we may: it is to end, and dying takes CPU time.
+
+    An ordinary user may always raise the session's group, the processes themselves only with RLIMIT_NICE. Measured
+    with all cores busy: a process with 64 MB is gone 14 ms after SIGKILL, 110 ms with its group at nice 10.
+    """
+    try:
+        with open("/proc/self/autogroup") as file:
+            own = file.read().split()[-1]
+        with open(f"/proc/{pid}/autogroup", "r+") as file:
+            file.write(own)
+    except (OSError, IndexError):
+        pass
+    try:
+        os.setpriority(os.PRIO_PGRP, pid, os.getpriority(os.PRIO_PROCESS, 0))
+    except OSError:
+        pass
+
+
 def found(pid: int) -> dict | None:
     """What the kernel says of a process, as the fields of messages.Courtesy; None if there is no such process."""
     try:

@@ -31,7 +31,7 @@ import time
 if __name__ == "__main__":  # run by path under -I -S: the package is found from here, after the standard library
     sys.path.append(os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
 
-from llmwd.adapters import procs
+from llmwd.adapters import courtesy, procs
 from llmwd.adapters.holdersocket import HolderSocket, Loop
 from llmwd.adapters.outlog import OutLog
 from llmwd.adapters.starting import Service
@@ -210,6 +210,8 @@ class Holder:
             if not self.model and self.state["server_pid"]:
                 self._take_for_model(self.state["server_pid"])
             self.state["signalled_s"] = time.monotonic()
+            if self.state["server_pid"] and self.spec.get("courtesy"):
+                courtesy.hurry(self.state["server_pid"])
             self.socket.publish()
             self.log.say(f"{reason}: {len(self.sent)} processes signalled, {len(self.living)} were alive after it")
         elif self.kill_at <= now and self.state["killed_s"] is None:

@@ -4,11 +4,12 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from llmwd.adapters import courtesy, numa
-from llmwd.messages import Courtesy
+from llmwd.messages import Courtesy, Release
 from tests.adapters.held import hold, running  # noqa: F401
 from tests.waiting import wait_until
 
@@ -43,6 +44,25 @@ def test_the_server_and_all_its_children_stand_back_and_the_holder_does_not(hold
     assert "could not be set" not in held.output()
     assert held.released(grace_s=0.0).gone_s
     assert not running(pids)
+
+
+def group_of(pid: int) -> str:
+    """The nice level of a session, where the kernel schedules sessions as groups."""
+    path = Path(f"/proc/{pid}/autogroup")
+    return path.read_text().split()[-1] if path.exists() else "not built in"
+
+
+def test_what_is_to_end_stands_back_no_longer(hold) -> None:
+    held = hold("--engine", "--ignore-term", courtesy=WISH)
+    pid, engine = everybody(held)
+    if group_of(pid) != "not built in":
+        assert group_of(pid) == "10" != group_of(held.process.pid)
+    assert held.link.send(Release(grace_s=60.0, reason="test"))
+    held.until(lambda state: state.signalled_s)
+    wait_until(lambda: group_of(pid) == group_of(engine) == group_of(held.process.pid), 30)
+    if os.geteuid() == 0:  # others need RLIMIT_NICE
+        wait_until(lambda: courtesy.found(engine)["nice"] == courtesy.found(held.process.pid)["nice"], 30)
+    assert held.released(grace_s=0.0).gone_s
 
 
 def test_without_a_wish_a_service_stays_ordinary(hold) -> None:
