@@ -34,6 +34,7 @@ class JobSeen(Part, kw_only=True):
     id: str  # Slurm's job id, or a SLUID where that is all the cgroup folder tells
     sources: tuple[str, ...]
     seen_s: float  # when the first sign of it arrived
+    lags_s: tuple[float, ...] = ()  # for each of `sources`: how long after the first sign it saw the job, too
     gpus: tuple[int, ...] | None = None  # told by the source itself (sim); None: has to be asked for
     empty: bool = False  # only a job folder without processes and without a socket, for some time
 
@@ -76,6 +77,7 @@ class Lease(Part, kw_only=True):
     uuids: tuple[str, ...]
     granted_s: float
     expires_s: float
+    before_bytes: tuple[int | None, ...] = ()  # memory in use on each GPU before ours; None: not told
 
 
 class Revocation(Part, kw_only=True):
@@ -100,11 +102,31 @@ class JobClaim(Part, kw_only=True):
 
 
 class Hold(Part, kw_only=True):
-    """The operator's order to stay away. until_at None: until `resume`."""
+    """An order to stay away, the operator's or (`reason` says why) our own. until_at None: until `resume`."""
 
     since_at: float
     until_at: float | None = None
     by: str = ""
+    reason: Reason = Reason.held
+    detail: str = ""
+
+
+class ReleaseProof(Part, kw_only=True):
+    """How the end of the lease `epoch` stands: begun, the tree gone (`gone_s`), and proved (`proved_s`), which is
+    when the driver lists no process of ours on these GPUs and their memory is back at `before_bytes`; where there
+    is no driver, when the tree is gone. Until then the GPUs are not free."""
+
+    epoch: int
+    gpus: tuple[int, ...]
+    uuids: tuple[str, ...]
+    before_bytes: tuple[int | None, ...] = ()
+    reason: Reason
+    job: str | None = None
+    begun_s: float  # the first sign of what ended it, or the revocation
+    gone_s: float | None = None
+    proved_s: float | None = None
+    left: str = ""  # what is still there, or why that cannot be told
+    judged: bool = False  # it broke the budget, and that has been dealt with
 
 
 class MemoryPressure(Part, kw_only=True):
@@ -131,6 +153,9 @@ class GpusFact(Message, tag="gpus", kw_only=True):
     node_states: tuple[str, ...]
     memory: MemoryPressure | None = None
     epoch: int  # of the last lease ever granted
+    proof: ReleaseProof | None = None  # of the last lease that ended
+    map_certain: bool = True  # whether each of Slurm's indices is known to be one GPU
+    map_why: str = ""
     at_s: float
 
 
@@ -141,6 +166,13 @@ class Courtesy(Part, kw_only=True):
     oom_score_adj: int = 0
     io_priority: int | None = None  # best-effort level, 7 comes last; None: none was set
     cpus: tuple[int, ...] = ()  # (): as inherited
+
+
+class Released(Part, kw_only=True):
+    """The last end of a server that was on a lease's GPUs. Times as in HolderState."""
+
+    epoch: int
+    gone_s: float
 
 
 class ServerFact(Message, tag="server", kw_only=True):
@@ -166,6 +198,8 @@ class ServerFact(Message, tag="server", kw_only=True):
     deaths: int = 0  # times it ended by itself since this supervisor began
     courtesy: Courtesy | None = None  # as the kernel tells it of the server
     courtesy_detail: str = ""  # how its CPUs were chosen
+    released: Released | None = None
+    heard_s: float = 0.0  # `at_s` of the GpusFact that this is the answer to
     at_s: float
 
 

@@ -59,6 +59,11 @@ class Reason(Told):
     no_gpus = "no_gpus", "the node has fewer GPUs than the profile needs"
     memory_pressure = "memory_pressure", "the node is short of memory while jobs or others run on it"
     held = "held", "the operator asked us to stay away (`llmwd-ctl yield`)"
+    budget_broken = "budget_broken", "giving GPUs back took longer than YIELD_BUDGET: stays away until `resume`"
+    map_contradicted = (
+        "map_contradicted",
+        "a job's process is on a GPU that Slurm's numbers do not give to it: nothing is certain until `resume`",
+    )
     switching = "switching", "another profile was chosen, or its settings changed"
     not_wanted = "not_wanted", "no model is to run at present"
     lease_expired = "lease_expired", "the lease was not renewed in time"

@@ -61,11 +61,13 @@ class GpuInfo(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class GpuProcess(msgspec.Struct, frozen=True, kw_only=True):
-    """A process on a GPU. kind: compute or graphics; used_bytes: None when the driver does not tell."""
+    """A process on a GPU. kind: compute or graphics; used_bytes: None when the driver does not tell; jobs: Slurm's
+    ids of the jobs that its cgroup belongs to."""
 
     pid: int
     kind: str
     used_bytes: int | None = None
+    jobs: tuple[str, ...] = ()
 
 
 class GpuUse(msgspec.Struct, frozen=True, kw_only=True):

@@ -2,7 +2,7 @@
 
 A driver call can hang in the kernel for ever, so it happens here, where nothing depends on it: questions come
 as JSON lines on standard input, answers go as JSON lines to standard output (llmwd.adapters.nvml has their
-shapes), and whoever asks kills this process when it is late. It stands alone, without the rest of llmwd: it
+shapes), and whoever asks kills this process when it is late. It takes next to nothing of the rest of llmwd: it
 starts in a tenth of a second and stays small.
 
 NVML is opened for each question and closed again: a client that stays open would keep the administrator from
@@ -19,6 +19,11 @@ import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+
+if __name__ == "__main__":  # run by path under -P: the package is found from here, after the standard library
+    sys.path.append(str(Path(__file__).resolve().parents[2]))
+
+from llmwd.adapters.jobprocs_probe import jobs_of
 
 PR_SET_PDEATHSIG = 1
 GROWTH_RETRIES = 3  # the list of processes may grow between asking for its size and reading it
@@ -188,7 +193,9 @@ class Driver:
                 for process in self._listed(one, kind, may_refuse=bool(slices) and one is handle):
                     used = process.usedGpuMemory
                     key = (process.pid, kind.lower())
-                    found.setdefault(key, {"pid": process.pid, "kind": kind.lower(), "used_bytes": used})
+                    if key not in found:
+                        jobs = sorted(job.decode() for job, _ in _jobs(process.pid))
+                        found[key] = {"pid": process.pid, "kind": kind.lower(), "used_bytes": used, "jobs": jobs}
         return [found[key] for key in sorted(found)]
 
     def _listed(self, handle: Any, kind: str, may_refuse: bool) -> list[Any]:
@@ -210,6 +217,14 @@ class Driver:
         if not refused and not no_graphics:
             self.errors.append(failure)
         return []
+
+
+def _jobs(pid: int) -> set[tuple[bytes, bytes]]:
+    """Slurm's jobs that the process belongs to, by its cgroup: here, because reading /proc can hang as well."""
+    try:
+        return jobs_of(str(pid), "/proc")
+    except OSError:  # it has just ended
+        return set()
 
 
 def pci_address(domain: int, bus: int, device: int) -> str:

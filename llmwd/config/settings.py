@@ -105,6 +105,13 @@ SETTINGS: tuple[SettingSpec, ...] = (
         "YIELD_GRACE", values.seconds(0, 30), "1.0", "How long a serving vLLM has between SIGTERM and SIGKILL.", "s"
     ),
     SettingSpec(
+        "YIELD_BUDGET",
+        values.seconds(0.1, 600),
+        "5",
+        "Giving GPUs back may take this long; once it took longer, llmwd stays away until `llmwd-ctl resume`.",
+        "s",
+    ),
+    SettingSpec(
         "START_TIMEOUT", values.seconds(1, 86400), "1800", "A model that is not ready by then is started again.", "s"
     ),
     SettingSpec(
@@ -175,6 +182,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     resume_after_s: float
     lease_ttl_s: float
     yield_grace_s: float
+    yield_budget_s: float
     start_timeout_s: float
     probe_interval_s: float
     restart_intensity: int

@@ -82,6 +82,24 @@ class GpuMap(msgspec.Struct, frozen=True, kw_only=True):
         return frozenset(chain.from_iterable(self.by_index.get(index, outside) for index in indices))
 
 
+def contradiction(gpu_map: GpuMap, indices: Mapping[str, Iterable[int]], on: Mapping[str, Iterable[str]]) -> str:
+    """Why the map must be wrong, one sentence, empty while nothing speaks against it.
+
+    indices: job id -> Slurm's indices of its GPUs, for jobs that are known exactly; on: UUID -> ids of the jobs
+    whose processes the driver shows there. A job's process on a GPU that the map does not give to the job means
+    that another job's may as well be on one that the map calls free.
+    """
+    for uuid, jobs in on.items():
+        for job in jobs:
+            if job in indices and uuid not in gpu_map.claimed(indices[job]):
+                has = ",".join(map(str, sorted(indices[job]))) or "none"
+                return (
+                    f"job {job} has Slurm's GPU {has} and a process on {uuid}, which is GPU {gpu_map.likely.get(uuid)} "
+                    "here: set GPU_MAP in etc/config.env"
+                )
+    return ""
+
+
 def build_map(
     gpus: Sequence[GpuLike],
     slurm_total: int | None,

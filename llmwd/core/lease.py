@@ -55,6 +55,7 @@ class Situation(msgspec.Struct, frozen=True, kw_only=True):
     evidence: Evidence
     epoch: int
     memory_short: str = ""  # in words; "" when memory is no reason
+    memory_used: Mapping[str, int | None] = {}  # UUID -> bytes, at the driver's last reading
 
 
 class Decision(msgspec.Struct, frozen=True, kw_only=True):
@@ -69,12 +70,13 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def occupy(
-    gpu_map: GpuMap, jobs: Sequence[JobView], node_used: frozenset[int], foreign: Mapping[str, str], dirty: frozenset[str]
+    gpu_map: GpuMap, jobs: Sequence[JobView], node_used: frozenset[int], foreign: Mapping[str, str], dirty: Mapping[str, str]
 ) -> dict[str, Occupant]:
-    """Who has each GPU besides us. foreign: UUID -> whose process; "" where the driver cannot say."""
+    """Who has each GPU besides us. foreign: UUID -> whose process; "" where the driver cannot say.
+    dirty: UUID -> what of ours is or may still be there."""
     occupants: dict[str, Occupant] = {}
-    for uuid in dirty:
-        occupants[uuid] = Occupant(Holder.llmwd, why="processes of ours may still be there")
+    for uuid, why in dirty.items():
+        occupants[uuid] = Occupant(Holder.llmwd, why=why)
     for uuid, text in foreign.items():
         occupants[uuid] = Occupant(Holder.other if text else Holder.unknown, why=text or "the driver does not answer")
     for uuid in gpu_map.claimed(node_used):
@@ -136,7 +138,7 @@ def _against(now: Situation, now_s: float) -> tuple[Reason | None, str, JobView 
     if now_s >= lease.expires_s:
         return Reason.lease_expired, now.evidence.renew_why or "the lease was not renewed in time", None
     if now.hold is not None:
-        return Reason.held, f"ordered by {now.hold.by}" if now.hold.by else "", None
+        return now.hold.reason, _ordered(now.hold), None
     unwelcome = UNWELCOME & set(now.node_states)
     if unwelcome:
         return Reason.node_draining, f"Slurm says {'+'.join(now.node_states)}", None
@@ -149,6 +151,10 @@ def _against(now: Situation, now_s: float) -> tuple[Reason | None, str, JobView 
     if now.server_known and now.wanted != len(lease.uuids) and now.wanted > 0:
         return Reason.switching, f"{now.wanted} GPUs are wanted now, {len(lease.uuids)} were", None
     return None, "", None
+
+
+def _ordered(hold: Hold) -> str:
+    return hold.detail or (f"ordered by {hold.by}" if hold.by else "")
 
 
 def _conflict(occupant: Occupant, index: int | None) -> tuple[Reason, str]:
@@ -165,8 +171,7 @@ def _conflict(occupant: Occupant, index: int | None) -> tuple[Reason, str]:
 
 def _grant(now: Situation, now_s: float, lease_ttl_s: float, resume_after_s: float) -> Decision:
     if now.hold is not None:
-        return Decision(lease=None, blocked=Reason.held, detail=f"ordered by {now.hold.by}" if now.hold.by else "",
-                        look_again_s=None)
+        return Decision(lease=None, blocked=now.hold.reason, detail=_ordered(now.hold))
     if not now.server_known:
         return Decision(lease=None, blocked=Reason.starting, detail="the vLLM manager has not reported yet")
     if now.wanted < 1:
@@ -202,6 +207,7 @@ def _grant(now: Situation, now_s: float, lease_ttl_s: float, resume_after_s: flo
         return Decision(lease=None, blocked=Reason.waiting_for_gpus, detail="the last server's processes are not gone yet")
     chosen = choose(rested, now.wanted, now.gpu_map.likely)
     lease = Lease(
+        before_bytes=tuple(now.memory_used.get(gpu.uuid) for gpu in chosen),
         epoch=now.epoch + 1, gpus=tuple(now.gpu_map.likely[gpu.uuid] for gpu in chosen),
         uuids=tuple(gpu.uuid for gpu in chosen), granted_s=now_s, expires_s=now_s + lease_ttl_s,
     )

@@ -104,6 +104,26 @@ class ShownHold(msgspec.Struct, frozen=True):
     since: str | None
     until: str | None
     by: str
+    reason: Reason = Reason.held
+    detail: str = ""
+
+
+class ShownMap(msgspec.Struct, frozen=True):
+    """Whether each of Slurm's GPU indices is known to be one GPU."""
+
+    certain: bool = True
+    why: str = ""
+
+
+class ShownRelease(msgspec.Struct, frozen=True):
+    """The last time GPUs were given back. proved: the driver shows nothing of us; left: what it shows, or why it cannot."""
+
+    epoch: int
+    gpus: tuple[int, ...]
+    reason: Reason
+    proved: bool
+    took_s: float | None
+    left: str
 
 
 class ShownWorker(msgspec.Struct, frozen=True):
@@ -138,6 +158,8 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     memory: MemoryPressure | None = None
     tunnel: ShownTunnel = ShownTunnel()
     hold: ShownHold | None = None
+    gpu_map: ShownMap = ShownMap()
+    release: ShownRelease | None = None
     sources: tuple[SourceState, ...] = ()
     workers: tuple[ShownWorker, ...] = ()
     stale: tuple[str, ...] = ()
@@ -177,6 +199,8 @@ def status_of(node: str, running: tuple[int, int] | None, facts: Facts, now_s: f
         memory=facts.gpus.memory if facts.gpus and Worker.resolver not in stale else None,
         tunnel=ShownTunnel(tunnel.phase, tunnel.detail, tunnel.hostname) if tunnel else ShownTunnel(),
         hold=_hold(facts.gpus),
+        gpu_map=ShownMap(facts.gpus.map_certain, facts.gpus.map_why) if facts.gpus else ShownMap(),
+        release=_release(facts.gpus),
         sources=_sources(facts),
         workers=tuple(
             ShownWorker(each.name, each.pid, each.phase, each.restarts, iso(each.since_at), each.detail)
@@ -266,7 +290,16 @@ def _neighbour(fact: ServerFact | None) -> ShownNeighbour | None:
 def _hold(fact: GpusFact | None) -> ShownHold | None:
     if fact is None or fact.hold is None:
         return None
-    return ShownHold(iso(fact.hold.since_at), iso(fact.hold.until_at), fact.hold.by)
+    hold = fact.hold
+    return ShownHold(iso(hold.since_at), iso(hold.until_at), hold.by, hold.reason, hold.detail)
+
+
+def _release(fact: GpusFact | None) -> ShownRelease | None:
+    proof = fact.proof if fact is not None else None
+    if proof is None:
+        return None
+    took_s = None if proof.proved_s is None else round(proof.proved_s - proof.begun_s, 4)
+    return ShownRelease(proof.epoch, proof.gpus, proof.reason, proof.proved_s is not None, took_s, proof.left)
 
 
 def _sources(facts: Facts) -> tuple[SourceState, ...]:
@@ -335,12 +368,17 @@ def summary_rows(status: Status, now_at: float) -> list[tuple[str, str]]:
     rows = []
     if hold is not None:
         until = f"until {hold.until}" if hold.until else "until `llmwd-ctl resume`"
-        rows.append(("held", f"{until}, asked for by {hold.by}" if hold.by else until))
+        told = hold.detail or (f"asked for by {hold.by}" if hold.by else "")
+        rows.append(("held", f"{until}, {told}" if told else until))
     if status.model.profile:
         name = status.model.name if status.model.name != status.model.profile else None
         rows.append(("model", " · ".join(part for part in (status.model.profile, name) if part)))
     if status.lease is not None:
         rows.append(("lease", f"{name_gpus(status.lease.gpus)} · epoch {status.lease.epoch}"))
+    if status.release is not None and not status.release.proved and status.release.left:
+        rows.append(("release", f"of {name_gpus(status.release.gpus)} is not complete: {status.release.left}"))
+    if not status.gpu_map.certain and status.gpus:
+        rows.append(("GPU map", status.gpu_map.why))
     if server.pid is not None:
         ready = age_s(server.ready_since, now_at)
         told = f"ready for {spell_duration(ready)}" if ready is not None else str(server.phase)

@@ -72,7 +72,7 @@ def shown(now: Serving) -> tuple[NodePhase, Reason, str]:
     if now.stopping:
         return NodePhase.stopped, Reason.stopping, ""
     if now.gpus is not None and now.gpus.hold is not None:
-        return NodePhase.held, Reason.held, now.gpus.detail
+        return NodePhase.held, now.gpus.hold.reason, now.gpus.hold.detail or now.gpus.detail
     if now.wanted_recipe is None:
         return NodePhase.failed, Reason.config_error, now.config_detail
     if now.phase is Phase.failed:

@@ -6,25 +6,23 @@ Slurm, the driver and the operator say, and publishes what they decide, at once.
 
 import socket
 import time
-from collections.abc import Callable
 
 import msgspec
 
-from llmwd.adapters.rundir import read_fact, write_atomic
+from llmwd.adapters.rundir import read_fact
 from llmwd.config import Loaded
 from llmwd.core import lease as leases
-from llmwd.core.claims import Claims
-from llmwd.core.gpumap import GpuLike, GpuMap, build_map, simulated
+from llmwd.core import release as releases
+from llmwd.core.claims import Claims, JobView
+from llmwd.core.gpumap import GpuLike, GpuMap, build_map, contradiction, simulated
 from llmwd.core.lease import Evidence, Occupant, Situation
 from llmwd.messages import (
-    Done,
     Gpu,
     GpusFact,
-    Hold,
     JobClaim,
     JobsFact,
     Lease,
-    Reply,
+    ReleaseProof,
     ResumeOrder,
     Revocation,
     ServerFact,
@@ -36,15 +34,10 @@ from llmwd.workers.base import Boot, Shell, repeat_every_s
 from llmwd.workers.drivers import Driver
 from llmwd.workers.shortage import Memory
 from llmwd.workers.slurmdesk import SlurmDesk
+from llmwd.workers.standing import Standing
 
 # Evidence older than this part of LEASE_TTL renews nothing.
 EVIDENCE_PART = 0.8
-
-
-class Orders(msgspec.Struct):
-    """The operator's standing orders, kept in `<state>/orders.json`."""
-
-    hold: Hold | None = None
 
 
 class Resolver:
@@ -56,6 +49,7 @@ class Resolver:
         self.claims = Claims(self.settings.resolve_deadline_s)
         self.jobs: JobsFact | None = None
         self.server: ServerFact | None = None
+        self.manager_lost = False
         self.lease: Lease | None = None
         self.revocation: Revocation | None = None
         self.epoch = 0
@@ -64,9 +58,8 @@ class Resolver:
         self.memory = Memory()
         self.blocked: Reason | None = Reason.starting
         self.detail = ""
-        self.orders_path = shell.boot.state / "orders.json"
-        self.hold_until_s: float | None = None
-        self.orders = self._read_orders()
+        self.proof: ReleaseProof | None = None
+        self.standing = Standing(shell, self.evaluate)
         self.gpus: tuple[GpuLike, ...] = ()
         self.map = GpuMap(certain=False, by_index={}, why="not known yet", uuids=(), likely={})
         self._published: GpusFact | None = None
@@ -84,25 +77,12 @@ class Resolver:
             return
         fact = envelope.fact
         self.epoch = fact.epoch
-        self.revocation = fact.revocation
+        self.revocation, self.proof = fact.revocation, fact.proof
         self.memory.adopt(fact.memory)
         self.free_since = {gpu.uuid: gpu.free_since_s for gpu in fact.gpus}
         if fact.lease is not None and fact.lease.expires_s > time.monotonic():
             self.lease = fact.lease
             self.shell.log.info("lease %d on GPUs %s taken over", self.epoch, list(self.lease.gpus))
-
-    def _read_orders(self) -> Orders:
-        try:
-            orders = msgspec.json.decode(self.orders_path.read_bytes(), type=Orders)
-        except FileNotFoundError:
-            return Orders()
-        except (OSError, msgspec.DecodeError) as error:
-            # An order to stay away may be lost in there: staying away is the side that hurts nobody.
-            self.shell.log.error("%s cannot be read (%s): staying away until `llmwd-ctl resume`", self.orders_path, error)
-            return Orders(hold=Hold(since_at=time.time(), by="an unreadable orders file"))
-        if orders.hold is not None and orders.hold.until_at is not None:
-            self._hold_for(orders.hold.until_at - time.time())
-        return orders
 
     def _find_gpus(self) -> None:
         if self.settings.sim_gpus:
@@ -132,7 +112,7 @@ class Resolver:
         self.evaluate()
 
     def on_server(self, fact: ServerFact) -> None:
-        self.server = fact
+        self.server, self.manager_lost = fact, False
         self.driver.server_pid = fact.holder_pid
         self.evaluate()
 
@@ -152,6 +132,7 @@ class Resolver:
         silent_s = time.monotonic() - self.server.at_s if self.server is not None else 0.0
         if silent_s > 2 * self.settings.lease_ttl_s + self.settings.yield_grace_s and self.server.wanted_gpus:
             self.server = msgspec.structs.replace(self.server, wanted_gpus=0, holding=())
+            self.manager_lost = True
 
     def _driver_changed(self) -> None:
         if not self.settings.sim_gpus and self.driver.gpus() != self.gpus:
@@ -165,41 +146,6 @@ class Resolver:
         self._find_gpus()
         self.evaluate()
 
-    def on_yield(self, order: YieldOrder, reply: Callable[[Reply], None]) -> None:
-        until_at = None if order.for_s is None else time.time() + order.for_s
-        self.orders.hold = Hold(since_at=time.time(), until_at=until_at, by=order.by)
-        self.hold_until_s = None
-        self._hold_for(order.for_s)
-        self.evaluate()  # first the GPUs, then the disk
-        kept = self._keep_orders()
-        self.shell.journal.write("held", by=order.by, until_at=until_at)
-        reply(Done(detail="all GPUs are being given back" + kept))
-
-    def on_resume(self, order: ResumeOrder, reply: Callable[[Reply], None]) -> None:
-        was = self.orders.hold
-        self._end_hold(order.by)
-        reply(Done(detail="resumed" if was else "nothing was held"))
-
-    def _hold_for(self, for_s: float | None) -> None:
-        if for_s is not None:
-            self.hold_until_s = time.monotonic() + for_s
-            self.shell.at("hold", self.hold_until_s, lambda: self._end_hold("its time is over"))
-
-    def _end_hold(self, by: str) -> None:
-        self.orders.hold = None
-        self.shell.cancel("hold")
-        self._keep_orders()
-        self.shell.journal.write("resumed", by=by)
-        self.evaluate()
-
-    def _keep_orders(self) -> str:
-        try:
-            write_atomic(self.orders_path, msgspec.json.encode(self.orders), durable=True)
-        except OSError as error:
-            self.shell.log.error("%s cannot be written: %s", self.orders_path, error.strerror)
-            return f"; but the order is not kept over a restart: {self.orders_path} cannot be written ({error.strerror})"
-        return ""
-
     # --- what follows ------------------------------------------------------------------------------------
 
     def evaluate(self, repeat: bool = False) -> None:
@@ -209,7 +155,8 @@ class Resolver:
             self._build_map()
         views = self.claims.views(now_s)
         holding = self._holding()
-        self.occupants = leases.occupy(self.map, views, self.claims.used_by_node(), self.driver.foreign(now_s), holding)
+        dirty = dict.fromkeys(holding, "processes of ours may still be there") | releases.dirty(self.proof)
+        self.occupants = leases.occupy(self.map, views, self.claims.used_by_node(), self.driver.foreign(), dirty)
         self.free_since = leases.free_since(self.free_since, self.map.uuids, self.occupants, now_s)
         situation = Situation(
             # A GPU cut into slices is left to whoever cut it.
@@ -217,18 +164,66 @@ class Resolver:
             wanted=self.server.wanted_gpus if self.server else 0, holding=holding,
             server_known=self.server is not None, lease=self.lease,
             pending=any(view.pending for view in views) or self.claims.unsettled(),
-            hold=self.orders.hold, node_states=self.desk.node_states(), evidence=self._evidence(now_s),
-            epoch=self.epoch, memory_short=self.memory.short,
+            hold=self.standing.hold, node_states=self.desk.node_states(), evidence=self._evidence(now_s),
+            epoch=self.epoch, memory_used={uuid: self.driver.used_bytes(uuid) for uuid in self.map.uuids},
+            memory_short=self.memory.short,
         )
+        leased = self.lease
         decision = leases.decide(situation, now_s, self.settings.lease_ttl_s, self.settings.resume_after_s)
         self.lease, self.blocked, self.detail = decision.lease, decision.blocked, decision.detail
         if decision.revocation is not None:
             self.revocation = decision.revocation
+            self.proof = releases.begin(leased, decision.revocation)
+        self._follow_release(now_s)
         if decision.granted:
             self.epoch = decision.lease.epoch
         self._publish(now_s, views, force=repeat or decision.granted or decision.revocation is not None)
         self._tell(decision)
         self._arrange(now_s, decision)
+        self._park_if_broken(now_s, views)
+
+    def _follow_release(self, now_s: float) -> None:
+        """Take in what the manager and the driver say of the release that is under way."""
+        before = self.proof
+        if before is None or before.proved_s is not None:
+            return
+        if self.server is not None and self.revocation is not None:
+            self.proof = releases.server_says(before, self.server, self.revocation.revoked_s, self.manager_lost)
+        self.proof = releases.driver_says(self.proof, self.driver.shown(), now_s)
+        if self.proof.proved_s is not None:
+            took_s = releases.took_s(self.proof, now_s)
+            budget_s = self.settings.yield_budget_s
+            self.shell.journal.write(
+                "release_proved", epoch=self.proof.epoch, gpus=self.proof.gpus, reason=self.proof.reason, job=self.proof.job,
+                begun_s=self.proof.begun_s, gone_s=self.proof.gone_s, proved_s=self.proof.proved_s, took_s=took_s,
+                budget_s=budget_s, within_budget=not self.proof.judged and took_s <= budget_s,
+            )  # fmt: skip
+        elif self.proof.gone_s is not None:
+            self.driver.beat_soon()
+
+    def _park_if_broken(self, now_s: float, views: tuple[JobView, ...]) -> None:
+        """Our own reasons to stay away until the operator has looked: last, because it decides anew."""
+        wrong = contradiction(
+            self.map, {view.id: view.gpus for view in views if view.gpus is not None and not view.covered and not view.pending},
+            self.driver.jobs_on(),
+        )  # fmt: skip
+        hold = self.standing.hold
+        if wrong and (hold is None or hold.reason is not Reason.map_contradicted):
+            self.standing.park(Reason.map_contradicted, wrong)
+            return
+        proof = self.proof
+        if proof is None:
+            return
+        leftovers = releases.shows_leftovers(proof, self.driver.shown())
+        why = releases.broken(proof, leftovers, self.settings.yield_budget_s, now_s)
+        if why:
+            self.proof = msgspec.structs.replace(proof, judged=True)
+            self.shell.journal.write("budget_broken", epoch=proof.epoch, job=proof.job, left=proof.left, detail=why)
+            self.standing.park(Reason.budget_broken, why)
+            return
+        judge_at_s = releases.judge_at_s(proof, self.settings.yield_budget_s)
+        if judge_at_s is not None and judge_at_s > now_s:
+            self.shell.at("budget", judge_at_s, self.evaluate)
 
     def _arrange(self, now_s: float, decision: leases.Decision) -> None:
         idle = self.lease is None and (self.server is None or self.server.wanted_gpus == 0)
@@ -263,7 +258,7 @@ class Resolver:
             return "detection is not complete: " + ("; ".join(broken) or "not every source has been read")
         return ""
 
-    def _publish(self, now_s: float, views: tuple, force: bool) -> None:
+    def _publish(self, now_s: float, views: tuple[JobView, ...], force: bool) -> None:
         sources = (self.desk.state, self.driver.state)
         fact = GpusFact(
             gpus=tuple(self._gpu(gpu) for gpu in sorted(self.gpus, key=lambda gpu: self.map.likely.get(gpu.uuid, gpu.index))),
@@ -275,8 +270,9 @@ class Resolver:
                 )
                 for view in views
             ),
-            sources=sources, hold=self.orders.hold, blocked=self.blocked, detail=self.detail,
-            node_states=self.desk.node_states(), memory=self.memory.fact, epoch=self.epoch, at_s=now_s,
+            sources=sources, hold=self.standing.hold, blocked=self.blocked, detail=self.detail,
+            node_states=self.desk.node_states(), epoch=self.epoch, proof=self.proof, map_certain=self.map.certain,
+            map_why=self.map.why, memory=self.memory.fact, at_s=now_s,
         )
         before, self._published = self._published, fact
         if force or before is None or _quiet(before) != _quiet(fact):
@@ -314,8 +310,8 @@ def main(shell: Shell) -> None:
     resolver = Resolver(shell)
     shell.subscribe(Worker.detector, resolver.on_jobs)
     shell.subscribe(Worker.vllm, resolver.on_server)
-    shell.answer(YieldOrder, resolver.on_yield)
-    shell.answer(ResumeOrder, resolver.on_resume)
+    shell.answer(YieldOrder, resolver.standing.on_yield)
+    shell.answer(ResumeOrder, resolver.standing.on_resume)
     shell.on_reload(resolver.on_reload)
     resolver.desk.pump()
     resolver.on_beat()

@@ -36,6 +36,7 @@ from llmwd.messages import (
     HolderState,
     Lease,
     Refused,
+    Released,
     Reply,
     ResetOrder,
     ServerFact,
@@ -73,6 +74,7 @@ class Manager:
         self.releasing: Reason | None = None
         self.readiness = Readiness(shell, self._ready, self._wedged)
         self.neighbour = Neighbour(shell)
+        self.released: Released | None = None
         self._shown: tuple[NodePhase, Reason] | None = None
         self._since_at = time.time()
         self._published: ServerFact | None = None
@@ -239,6 +241,9 @@ class Manager:
 
     def on_gone(self, state: HolderState | None, asked: bool) -> None:
         """Nothing of the tree is left."""
+        if self.tree_lease is not None:
+            gone_s = state.gone_s if state is not None and state.gone_s is not None else time.monotonic()
+            self.released = Released(epoch=self.tree_lease.epoch, gone_s=gone_s)
         self._journal_release(state, asked)
         shutil.rmtree(self.rpc_folder, ignore_errors=True)
         self.readiness.end()
@@ -365,7 +370,8 @@ class Manager:
             lease_epoch=self.tree_lease.epoch if self.tree_lease else None,
             pid=state.server_pid if state else None, holder_pid=state.pid if state else None, url=self.url,
             bin=profile.llm_bin if profile else None,
-            ready_at=self.ready_at, started_at=self.started_at, deaths=self.service.deaths, at_s=now_s,
+            ready_at=self.ready_at, started_at=self.started_at, deaths=self.service.deaths,
+            released=self.released, heard_s=self.gpus.at_s if self.gpus else 0.0, at_s=now_s,
             courtesy=self.neighbour.found, courtesy_detail=self.neighbour.detail if self.neighbour.found else "",
         )
         before, self._published = self._published, fact

@@ -24,7 +24,7 @@ def job(id: str, *gpus: int, unknown: bool = False, **more: object) -> JobView:
 
 
 def by(*views: JobView, used: frozenset[int] = NONE, foreign: dict[str, str] | None = None, dirty: frozenset[str] = NONE):
-    return occupy(MAP, views, used, foreign or {}, dirty)
+    return occupy(MAP, views, used, foreign or {}, dict.fromkeys(dirty, "ours"))
 
 
 def situation(**changes: object) -> Situation:
@@ -44,7 +44,7 @@ def decided(now_s: float = 100.0, **changes: object) -> Decision:
 def test_a_lease_is_granted_on_the_highest_free_gpus_with_the_next_epoch() -> None:
     decision = decided()
     assert decision.granted and decision.lease == Lease(
-        epoch=4, gpus=(2, 3), uuids=("SIM-2", "SIM-3"), granted_s=100.0, expires_s=110.0
+        epoch=4, gpus=(2, 3), uuids=("SIM-2", "SIM-3"), granted_s=100.0, expires_s=110.0, before_bytes=(None, None)
     )
 
 
@@ -171,7 +171,7 @@ def test_who_is_known_to_have_a_gpu_is_shown_before_who_may_have_it(turn: Callab
 
 def test_an_index_that_may_be_several_gpus_takes_them_all() -> None:
     unsure = GpuMap(certain=False, by_index={0: ("A", "B"), 1: ("A", "B")}, why="", uuids=("A", "B"), likely={"A": 0, "B": 1})
-    assert set(occupy(unsure, (job("7", 0),), NONE, {}, NONE)) == {"A", "B"}
+    assert set(occupy(unsure, (job("7", 0),), NONE, {}, {})) == {"A", "B"}
 
 
 def test_what_was_never_seen_taken_is_free_since_ever_and_the_rest_since_it_was_left() -> None:

@@ -356,7 +356,7 @@ class Walk(RuleBasedStateMachine):
         if reading is None or self.now_s - reading.started_s > FRESH_S:
             grant_why = grant_why or "slurmctld is being asked"
         blind = self.jobs_at_s is None or self.now_s - self.jobs_at_s > EVIDENCE_S or not self.scanned
-        occupants = occupy(MAP, views, self.claims.used_by_node(), {}, self.holding)
+        occupants = occupy(MAP, views, self.claims.used_by_node(), {}, dict.fromkeys(self.holding, "ours"))
         self.free_since = free_since(self.free_since, MAP.uuids, occupants, self.now_s)
         return Situation(
             gpus=GPUS, gpu_map=MAP, occupants=occupants, free_since_s=self.free_since, wanted=self.wanted,

@@ -99,7 +99,7 @@ def test_a_job_that_ends_while_another_begins_is_not_missed(supervised: Start) -
     os.rename(tree.runtime / "sim" / ".2", tree.runtime / "sim" / "job_2")
     tree.job_over(1)  # there was one job before, and there is one now
     gone(tree)
-    assert [job["id"] for job in tree.phase("waiting")["jobs"]] == ["2"]
+    tree.until(lambda status: status["phase"] == "waiting" and [job["id"] for job in status["jobs"]] == ["2"])
 
 
 def test_twenty_jobs_at_once_cost_one_yield_and_one_resume(supervised: Start) -> None:
