@@ -125,7 +125,7 @@ class Resolver:
 
     def _others(self, now_s: float) -> bool:
         """Whether somebody besides us is on the node."""
-        return bool(self.claims.views(now_s) or self.claims.used_by_node() or any(self.driver.foreign(now_s).values()))
+        return bool(self.claims.views(now_s) or self.claims.used_by_node() or any(self.driver.foreign().values()))
 
     def _forget_a_lost_manager(self) -> None:
         """A manager in quarantine renews nothing: its tree has ended with the lease it knew, and needs none."""
