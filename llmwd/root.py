@@ -20,7 +20,7 @@ import msgspec
 from llmwd import __version__
 from llmwd.adapters import procs
 from llmwd.adapters.line import Line, line_pair
-from llmwd.adapters.rundir import Lock, retain_fact
+from llmwd.adapters.rundir import Lock, missing_files, retain_fact
 from llmwd.config import Settings
 from llmwd.core import lifecycle, restart
 from llmwd.core.lifecycle import ALIVE, Effect, Event, Life
@@ -72,6 +72,7 @@ class Root:
         self._signals: list[int] = []
         self._stopping = False
         self._at_once = False
+        self.homeless = False  # the runtime folder was deleted under us: end, and begin again in a new one
         self._seq = 0
         self._shown: object = None
         self._shown_s = 0.0
@@ -225,6 +226,7 @@ class Root:
                 case signal.SIGCHLD:
                     self._reap()
                 case signal.SIGTERM | signal.SIGINT:
+                    self.homeless = False
                     self._stop()
                 case signal.SIGHUP:
                     self._on_hangup()
@@ -335,6 +337,7 @@ class Root:
         if (workers, self._stopping) == self._shown and now_s < self._shown_s + SHOWN_EVERY_S:
             return
         self._shown, self._shown_s = (workers, self._stopping), now_s
+        self._look_for_home()
         self._seq += 1
         fact = RootFact(
             pid=os.getpid(), start=procs.start_ticks(os.getpid()), stopping=self._stopping, workers=workers,
@@ -346,6 +349,19 @@ class Root:
             retain_fact(self.boot.runtime, "root", msgspec.msgpack.encode(envelope))
         except OSError as error:
             self._log.error("%s cannot be written: %s", self.boot.runtime, error.strerror)
+
+
+    def _look_for_home(self) -> None:
+        """Without its sockets nobody can order anything or find the holder again: no state to go on in."""
+        ready = [child.spec.name for child in self.children if child.life.phase is Phase.ready]
+        missing = missing_files(self.boot.runtime, ready)
+        if not self._stopping and (missing or self._lock.lost()):
+            self._log.critical(
+                "%s was deleted under us (%s is missing): ending in order, to begin again in a new one",
+                self.boot.runtime, missing or self._lock.path.name,
+            )
+            self.homeless = True
+            self._stop()
 
 
 def restart_policy(settings: Settings) -> restart.Policy:

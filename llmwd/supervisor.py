@@ -79,7 +79,11 @@ def supervise() -> int:
 
     from llmwd.root import Root  # imports every worker's module
 
-    Root(boot, spec.CHILDREN, lock, log, reload).run()
+    root = Root(boot, spec.CHILDREN, lock, log, reload)
+    root.run()
+    if root.homeless:  # a new program: the lock, the folders and the workers' modules are made as at any start
+        log.info("beginning again")
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
     journal.write("supervisor_stopped", pid=os.getpid())
     log.info("ended; nothing of ours is left")
     return Exit.done

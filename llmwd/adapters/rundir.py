@@ -10,7 +10,7 @@ import socket
 import stat
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import msgspec
@@ -130,6 +130,13 @@ class Lock:
         self._fd = fd
         return None
 
+    def lost(self) -> bool:
+        """Whether the file is not there any more, or is another one: then it keeps nobody away."""
+        try:
+            return not os.path.samestat(os.stat(self.path), os.fstat(self._fd))
+        except OSError:
+            return True
+
     def close_in_child(self) -> None:
         """A forked child must not keep the lock alive beyond the root."""
         if self._fd >= 0:
@@ -157,6 +164,12 @@ def running_supervisor(runtime: Path) -> tuple[int, int] | None:
     finally:
         os.close(fd)
     return None
+
+
+def missing_files(runtime: Path, workers: Iterable[str]) -> str:
+    """The name of something without which a supervisor with these workers cannot be reached; "" if all is there."""
+    names = ["facts", *(f"bus-{worker}" for worker in workers)]
+    return next((name for name in names if not (runtime / name).exists()), "")
 
 
 def write_atomic(path: Path, data: bytes, durable: bool = False) -> None:

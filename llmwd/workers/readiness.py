@@ -11,7 +11,7 @@ from llmwd.adapters import http
 from llmwd.workers.base import Shell
 
 LOOK_EVERY_S = 0.25  # while loading: whether it answers yet
-PROBE_WITHIN_S = 30.0
+PROBE_WITHIN_S = 30.0  # at most; who wants to be asked more often than this wants to know as soon
 WEDGED_AFTER = 2  # probes in a row without an answer and without a token generated
 
 
@@ -30,12 +30,15 @@ class Readiness:
     def begin(self, url: str, served_as: str, api_key: str | None, ready: bool = False) -> None:
         """ready: it has answered before, to an earlier incarnation of ours."""
         self._asked, self._ready, self._quiet, self._tokens = object(), ready, 0, None
-        self._ask = lambda: http.probe(url, served_as, api_key, PROBE_WITHIN_S)
+        self._ask = lambda: http.probe(url, served_as, api_key, self._within_s())
         self._shell.at("probe", time.monotonic() + (0.0 if ready else LOOK_EVERY_S), self._probe)
 
     def end(self) -> None:
         self._asked = None
         self._shell.cancel("probe")
+
+    def _within_s(self) -> float:
+        return min(PROBE_WITHIN_S, self._shell.boot.settings.probe_interval_s) if self._ready else PROBE_WITHIN_S
 
     def _probe(self) -> None:
         token = self._asked

@@ -29,6 +29,7 @@ FLAGS = {  # name: (type, meaning)
     "fork-grandchild": (bool, "a doubly forked process in a session of its own"),
     "children": (int, "this many further processes, every tenth a child of the one before, in its own session"),
     "lie-about-health": (bool, "/health says 200 while completions hang"),
+    "silent-after": (float, "seconds after which completions hang while /health says 200"),
     "exit-after": (float, "seconds until it ends by itself"),
     "exit-code": (int, "with this exit code"),
     "token-every": (float, "seconds between the tokens of a stream (default 0.02)"),
@@ -127,6 +128,7 @@ class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     args: argparse.Namespace
     names: list[str]
+    silent_s: float  # monotonic, from when on completions hang
 
     def log_message(self, format: str, *values) -> None:
         print(f"INFO: {self.client_address[0]} - {format % values}", flush=True)
@@ -167,7 +169,7 @@ class Handler(BaseHTTPRequestHandler):
             self.answer(404, {"detail": "Not Found"})
             return
         asked = json.loads(body)
-        if self.args.lie_about_health:
+        if self.args.lie_about_health or time.monotonic() >= self.silent_s:
             threading.Event().wait()
         if asked.get("model", self.names[0]) not in self.names:
             text = f"The model `{asked['model']}` does not exist."
@@ -239,6 +241,7 @@ def main() -> None:
     args = parse(sys.argv[1:])
     Handler.args = args
     Handler.names = args.served_model_name or [args.model]
+    Handler.silent_s = float("inf") if args.silent_after is None else time.monotonic() + args.silent_after
     for number in range(args.chatter or 0):
         print(f"line {number}")
     try:

@@ -1,0 +1,73 @@
+"""What will be done, as a pure function of the seed: the same seed is the same sequence. Times are as they come."""
+
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+GPUS = 8
+TARGETS = ("root", "detector", "resolver", "vllm", "tunnel", "notifier", "holder", "server")
+PHASES = ("waiting", "loading", "serving", "yielding", "resuming")
+PROFILES = ("fake", "slow", "stubborn", "hang", "refork", "exits", "silent")
+CALM_EVERY = 25  # actions, then everything is healed, has to serve again, and is held to the strict bounds
+
+KINDS = {  # kind: weight
+    "job": 30, "job_over": 26, "kill": 22, "stop": 12, "order": 14, "disk": 3, "runtime": 1, "garbage": 4, "starve": 4,
+    "clock": 3, "kill_all": 1,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Action:
+    """`after_s` after the one before it. words: what it takes, by kind."""
+
+    number: int
+    after_s: float
+    kind: str
+    words: dict = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        return " ".join([f"{self.number:4} {self.kind}", *(f"{name}={value}" for name, value in self.words.items())])
+
+
+def actions(seed: int, pace: float = 1.0) -> Iterator[Action]:
+    """Without end. pace: how many times as long to wait between them."""
+    dice = random.Random(seed)
+    number = 0
+    while True:
+        number += 1
+        calm = {0: "calm", 1: "strict"}.get(number % CALM_EVERY) if number > 1 else None
+        kind = calm or dice.choices(list(KINDS), list(KINDS.values()))[0]
+        yield Action(number, min(dice.expovariate(1.0), 4.0) * pace, kind, _words(kind, dice))
+
+
+def _words(kind: str, dice: random.Random) -> dict:
+    match kind:
+        case "job":
+            first = dice.randrange(GPUS)
+            texts = {f"0-{GPUS - 1}": 4, f"{first}-{dice.randrange(first, GPUS)}": 4, f"{first}": 8, "": 2, "what": 1}
+            return {"gpus": dice.choices(list(texts), list(texts.values()))[0]}
+        case "job_over":
+            return {"which": round(dice.random(), 3), "all": dice.random() < 0.7}
+        case "kill":
+            return {"targets": _targets(dice), "phase": dice.choice((None, *PHASES))}
+        case "stop":
+            cont_s = dice.choice([None, None, round(dice.uniform(0.2, 6), 1)])
+            return {"targets": _targets(dice), "phase": dice.choice((None, *PHASES)), "cont_s": cont_s}
+        case "order":
+            order = dice.choice(["yield", "yield --for 2", "resume", "resume", "reset", "reload", "switch", "switch", "switch"])
+            return {"order": f"switch {dice.choice(PROFILES)}" if order == "switch" else order}
+        case "disk":
+            return {"how": dice.choice(["full", "read-only"]), "for_s": round(dice.uniform(1, 6), 1)}
+        case "garbage":
+            return {"bytes": dice.randrange(1, 3000), "dice": dice.randrange(1 << 30)}
+        case "starve":
+            return {"target": dice.choice(TARGETS[1:7]), "of": dice.choice(["files", "memory"]), "for_s": round(dice.uniform(1, 4), 1)}
+        case "strict":
+            return {"target": dice.choice(TARGETS[1:6])}
+        case "clock":
+            return {"by_s": dice.choice([-3600, 3600, 0])}
+    return {}
+
+
+def _targets(dice: random.Random) -> str:
+    return " ".join(dice.sample(TARGETS, dice.choice((1, 1, 1, 2, 2, 3))))

@@ -1,0 +1,239 @@
+"""The stage of the chaos: a whole llmwd with stand-ins for everything outside, and a hand on all of its parts."""
+
+import contextlib
+import json
+import os
+import random
+import resource
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from tests.chaos.plan import GPUS
+from tests.fakes import cloudflared
+from tests.fakes.ntfy import NtfyServer
+from tests.fakes.wallclock import WallClock
+from tests.observer.sight import Process, Sight
+from tests.tree.supervised import CHECKOUT, MARK, Supervised
+from tests.waiting import wait_until
+
+TTL_S, GRACE_S, RESOLVE_S = 4.0, 0.5, 0.5
+TUNNEL_ID = "6ff42ae2-765d-4adf-8112-31c55c1551ef"
+PROFILES = {
+    "fake": {"FAKE_READY_AFTER": 0.2},
+    "slow": {"FAKE_READY_AFTER": 2, "FAKE_SWALLOW_TERM_WHILE_LOADING": 1, "FAKE_ENGINE": 1},
+    "stubborn": {"FAKE_IGNORE_TERM": 1, "FAKE_ENGINE": 1, "FAKE_FORK_GRANDCHILD": 1, "FAKE_CHILDREN": 11},
+    "hang": {"FAKE_HANG_ON_TERM": 1, "FAKE_ENGINE": 1, "FAKE_TRACKER": 1},
+    "refork": {"FAKE_REFORK_ON_TERM": 20, "FAKE_FORK_GRANDCHILD": 1},
+    "exits": {"FAKE_EXIT_AFTER": 0.3, "FAKE_EXIT_CODE": 1},
+    "silent": {"FAKE_SILENT_AFTER": 2, "FAKE_ENGINE": 1},
+}
+
+
+class Disk:
+    """A small disk for the state; without root's rights just a folder that cannot be filled."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        folder.mkdir()
+        self.own = os.geteuid() == 0 and self._run("mount", "-t", "tmpfs", "-o", "size=24m,mode=0700", "llmwd-chaos", folder)
+        self.read_only = False
+
+    @staticmethod
+    def _run(*words: object) -> bool:
+        return subprocess.run([str(word) for word in words], capture_output=True).returncode == 0
+
+    def spoil(self, how: str) -> bool:
+        """`full` or `read-only`; False: that cannot be done here."""
+        if not self.own:
+            return False
+        self.heal()
+        if how == "full":
+            with (self.folder / "filler").open("wb", buffering=0) as file, contextlib.suppress(OSError):
+                while True:
+                    file.write(bytes(65536))
+            return True
+        self.read_only = self._run("mount", "--bind", self.folder, self.folder)
+        return self.read_only and self._run("mount", "-o", "remount,ro,bind", self.folder)
+
+    def heal(self) -> None:
+        if self.read_only:
+            self._run("umount", "-l", self.folder)
+            self.read_only = False
+        (self.folder / "filler").unlink(missing_ok=True)
+
+    def close(self) -> None:
+        self.heal()
+        if self.own:
+            self._run("umount", "-l", self.folder)
+
+
+class Observer:
+    """The observer's process. `seen`: the file of its lines."""
+
+    def __init__(self, tree: Supervised, jobs: Path, seen: Path):
+        self.seen = seen
+        command = [sys.executable, "-m", "tests.observer", "--mark", f"{MARK}={tree.mark}", "--folder-in", "OBSERVED"]
+        command += ["--jobs", str(jobs), "--ttl", str(TTL_S), "--grace", str(GRACE_S), "--resolve", str(RESOLVE_S)]
+        with seen.open("wb") as out:
+            # Not on its command line: it would be taken for one of those.
+            env = os.environ | {"OBSERVED": str(tree.runtime)}
+            self.process = subprocess.Popen(
+                command, cwd=CHECKOUT, stdin=subprocess.PIPE, stdout=out, stderr=subprocess.STDOUT, env=env, start_new_session=True
+            )
+        wait_until(lambda: self.lines() or self.process.poll() is not None, 30, what="the observer's first look")
+
+    def tell(self, event: str, **words: object) -> None:
+        with contextlib.suppress(BrokenPipeError):
+            self.process.stdin.write(json.dumps({"event": event, **words}).encode() + b"\n")
+            self.process.stdin.flush()
+
+    def lines(self) -> list[dict]:
+        return [json.loads(line) for line in self.seen.read_text().splitlines(keepends=True) if line.endswith("\n")]
+
+    def end(self) -> tuple[int, dict]:
+        """Its exit code and its summary."""
+        self.process.stdin.close()
+        code = self.process.wait(30)
+        return code, (self.lines() or [{}])[-1]
+
+    def close(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+
+class Stage:
+    """Start it, then act on it; close() ends all and leaves nothing."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.disk = Disk(folder / "disk")
+        self.jobs_folder = folder / "jobs"
+        self.jobs_folder.mkdir()
+        self.clock = WallClock(folder)
+        self.ntfy = NtfyServer()
+        self.ntfy.__enter__()
+        (folder / "tunnel").mkdir()
+        credentials = folder / "tunnel" / "credentials.json"
+        credentials.write_text(json.dumps({"AccountTag": "a", "TunnelSecret": "c2VjcmV0", "TunnelID": TUNNEL_ID}))
+        settings = {
+            "SIM_GPUS": GPUS, "SIM_DIR": self.jobs_folder, "LEASE_TTL": TTL_S, "YIELD_GRACE": GRACE_S,
+            "RESOLVE_DEADLINE": RESOLVE_S, "RESUME_AFTER": 0.3, "RESTART_INTENSITY": 8, "RESTART_PERIOD": 15,
+            "BACKOFF_MIN": 0.1, "BACKOFF_MAX": 1, "PROBE_INTERVAL": 1, "START_TIMEOUT": 15, "LOG_LEVEL": "info",
+            "LOG_MAX_MB": 1, "LOG_KEEP": 1, "NTFY_TOPIC": "chaos", "NTFY_SERVER": self.ntfy.url,
+            "TUNNEL_HOSTNAME": "llm.example.org", "TUNNEL_ID": TUNNEL_ID, "CLOUDFLARED_CREDS": credentials,
+            "CLOUDFLARED_BIN": cloudflared.wrapper(folder / "tunnel"),
+        }  # fmt: skip
+        self.tree = Supervised(folder / "tree", settings, PROFILES["fake"], self.clock.environ)
+        for name, flags in PROFILES.items():
+            self.tree.write_profile(name, **flags)
+        self.tree.state = self.disk.folder / "state"
+        self.tree.env["LLMWD_STATE_DIR"] = str(self.tree.state)
+        self.sight = Sight(f"{MARK}={self.tree.mark}", str(self.tree.runtime), self.jobs_folder)
+        self.observer = Observer(self.tree, self.jobs_folder, folder / "observer.jsonl")
+        self.job_number = 0
+        self.stopped: dict[tuple[int, int], float | None] = {}  # -> when it goes on (monotonic)
+
+    # --- who is there
+
+    def roles(self) -> dict[str, list[Process]]:
+        """The living processes of it by role; the server's are its whole tree, parents first."""
+        found: dict[str, list[Process]] = {}
+        for each in sorted(self.sight.look().processes.values(), key=lambda each: (each.start, each.pid)):
+            found.setdefault(each.role, []).append(each)
+        return found
+
+    def send(self, process: Process, number: int) -> None:
+        """Signal exactly this process."""
+        with contextlib.suppress(ProcessLookupError):
+            fd = os.pidfd_open(process.pid)
+            try:
+                if any(each.start == process.start for each in self.sight.look().processes.values() if each.pid == process.pid):
+                    signal.pidfd_send_signal(fd, number)
+            finally:
+                os.close(fd)
+
+    def pick(self, targets: str, dice: random.Random) -> list[Process]:
+        roles = self.roles()
+        return [dice.choice(roles[name]) if name == "server" else roles[name][0] for name in targets.split() if name in roles]
+
+    # --- jobs
+
+    def job(self, gpus: str) -> str:
+        self.job_number += 1
+        draft = self.jobs_folder / f".{self.job_number}"
+        draft.write_text(f"{gpus}\n")
+        draft.rename(self.jobs_folder / f"job_{self.job_number}")
+        return str(self.job_number)
+
+    def jobs(self) -> list[Path]:
+        return sorted(self.jobs_folder.glob("job_*"))
+
+    # --- faults
+
+    def stop(self, processes: list[Process], cont_s: float | None) -> None:
+        for process in processes:
+            self.send(process, signal.SIGSTOP)
+            self.stopped[process.pid, process.start] = None if cont_s is None else time.monotonic() + cont_s
+
+    def let_go_on(self, everything: bool = False) -> None:
+        """SIGCONT to what is due."""
+        now_s, alive = time.monotonic(), self.sight.look().processes
+        for key, when_s in list(self.stopped.items()):
+            if key not in alive:
+                del self.stopped[key]
+            elif everything or (when_s is not None and when_s <= now_s):
+                self.send(alive[key], signal.SIGCONT)
+                del self.stopped[key]
+
+    def starve(self, process: Process, of: str) -> tuple[int, tuple[int, int]] | None:
+        """No new file, or no more memory, for a living process. (which limit, what it was); None: it is gone."""
+        kind = resource.RLIMIT_NOFILE if of == "files" else resource.RLIMIT_AS
+        try:
+            before = resource.prlimit(process.pid, kind)
+            if of == "files":
+                most = max(int(name) for name in os.listdir(f"/proc/{process.pid}/fd")) + 1
+            else:
+                most = int(Path(f"/proc/{process.pid}/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+            resource.prlimit(process.pid, kind, (most, before[1]))
+        except (ProcessLookupError, FileNotFoundError, ValueError):
+            return None
+        return kind, before
+
+    def feed(self, process: Process, kind: int, before: tuple[int, int]) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            resource.prlimit(process.pid, kind, before)
+
+    def throw(self, data: bytes) -> int:
+        """Bytes and half-true words at every socket; how many there were."""
+        paths = [path for path in self.tree.runtime.glob("*") if path.is_socket()]
+        for path in paths:
+            kind = socket.SOCK_SEQPACKET if path.name.startswith("holder") else socket.SOCK_STREAM
+            for words in (data, b'{"type":"renew","expires_s":1}' + data[:5], b"\xff" + bytes(8) + b"\x7f\x03\x00NULL" + bytes(48) + data):
+                with socket.socket(socket.AF_UNIX, kind) as sock, contextlib.suppress(OSError):
+                    sock.settimeout(0.2)
+                    sock.connect(str(path))
+                    sock.send(words)
+        return len(paths)
+
+    def lose_runtime(self) -> None:
+        shutil.rmtree(self.tree.runtime, ignore_errors=True)
+
+    # --- its life
+
+    def root_dead(self) -> bool:
+        return self.tree.process is None or self.tree.process.poll() is not None
+
+    def close(self) -> None:
+        try:
+            self.let_go_on(everything=True)
+            self.disk.heal()
+            self.tree.close()
+        finally:
+            self.observer.close()
+            self.ntfy.__exit__(None, None, None)
+            self.disk.close()

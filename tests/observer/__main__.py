@@ -1,0 +1,86 @@
+"""python -m tests.observer --mark NAME=VALUE --jobs FOLDER …: watch a whole llmwd, tell what breaks a guarantee.
+
+On standard input: a JSON line for what is done to it (`Judge.told`); its end asks for the summary. On standard
+output: a JSON line for each thing seen, the summary last. Exit code 1: a guarantee was violated.
+"""
+
+import argparse
+import json
+import os
+import select
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from tests.observer.judge import Bounds, Judge
+from tests.observer.sight import Sight
+
+BYSTANDERS = ("vllm serve fake", "VLLM::EngineCore", "llmwd: holder vllm")  # names that somebody else's may have
+
+
+def bystanders() -> list[subprocess.Popen]:
+    """Innocent processes of the same user under our names. Each ends with us: it reads from a pipe of ours."""
+    return [
+        subprocess.Popen(
+            ["bash", "-c", f"exec -a '{name}' cat"], env={"PATH": os.environ["PATH"]}, start_new_session=True,
+            stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        )
+        for name in BYSTANDERS
+    ]
+
+
+def harmed(innocents: list[subprocess.Popen]) -> str:
+    for process, name in zip(innocents, BYSTANDERS):
+        if process.poll() is not None:
+            return f"the bystander `{name}` was ended by signal {-process.returncode}"
+        if Path(f"/proc/{process.pid}/stat").read_text().rsplit(")", 1)[1].split()[0] in "Tt":
+            return f"the bystander `{name}` was stopped"
+    return ""
+
+
+def say(word: dict) -> None:
+    print(json.dumps(word), flush=True)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--mark", required=True, help="NAME=VALUE in the environment of all that is watched")
+    parser.add_argument("--folder-in", required=True, help="name of the variable that holds what the command lines hold of those without the mark")
+    parser.add_argument("--jobs", type=Path, required=True, help="the folder of simulated jobs")
+    for name, default in (("ttl", 10.0), ("grace", 1.0), ("resolve", 1.0)):
+        parser.add_argument(f"--{name}", type=float, default=default, help="as in the settings, seconds")
+    parser.add_argument("--every", type=float, default=0.015, help="seconds between two looks")
+    asked = parser.parse_args()
+    judge = Judge(Bounds(asked.ttl, asked.grace, asked.resolve), say)
+    sight = Sight(asked.mark, os.environ[asked.folder_in], asked.jobs)
+    innocents = bystanders()
+    try:
+        watch(judge, sight, innocents, asked.every)
+    finally:
+        for process in innocents:
+            process.kill()
+            process.wait()
+    say(judge.summary())
+    return 1 if judge.violations else 0
+
+
+def watch(judge: Judge, sight: Sight, innocents: list[subprocess.Popen], every_s: float) -> None:
+    unharmed, rest = True, b""
+    say({"event": "watching"})
+    while True:
+        judge.judge(sight.look())
+        if unharmed and (how := harmed(innocents)):
+            unharmed = False
+            judge.bystander_harmed(how, time.monotonic())
+        if select.select([sys.stdin.fileno()], [], [], every_s)[0]:
+            data = os.read(sys.stdin.fileno(), 65536)
+            if not data:
+                return
+            *lines, rest = (rest + data).split(b"\n")
+            for line in lines:
+                judge.told(json.loads(line), time.monotonic())
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,153 @@
+"""What there is to see: processes by a mark in their environment, and simulated jobs by the files of a folder."""
+
+import os
+import re
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+YOUNG_S = 1.0  # so long after its first sight a process is looked at anew each time: it may exec
+LOOK_AGAIN_S = 0.5
+_JOB = re.compile(r"job_(\d+)")
+_TITLE = re.compile(r"llmwd: (root|holder|[a-z]+)")
+
+
+@dataclass
+class Process:
+    """One process of the watched llmwd. not_before_s: it was not there yet; gpus: those in CUDA_VISIBLE_DEVICES."""
+
+    pid: int
+    start: int
+    ppid: int
+    not_before_s: float
+    first_s: float
+    state: str = "R"
+    role: str = "other"
+    gpus: frozenset[int] = frozenset()
+    tree: str = ""
+    looked_s: float = 0.0
+
+
+@dataclass
+class Job:
+    """gpus: None, its text was not understood. since_s: when its file, with this text, was first seen."""
+
+    gpus: frozenset[int] | None
+    since_s: float
+
+
+@dataclass
+class Sample:
+    """Everything at about one time: seen between begun_s and done_s (monotonic)."""
+
+    begun_s: float
+    done_s: float
+    processes: dict[tuple[int, int], Process]
+    jobs: dict[str, Job]
+
+
+@dataclass
+class Sight:
+    """mark: `NAME=VALUE` in the environment of all of ours; folder: in the command line of those without it."""
+
+    mark: str
+    folder: str
+    jobs_folder: Path
+    ours: dict[int, Process] = field(default_factory=dict)
+    strangers: dict[int, float] = field(default_factory=dict)  # pid -> first seen
+    jobs: dict[str, Job] = field(default_factory=dict)
+    before_s: float = field(default_factory=time.monotonic)
+
+    def look(self) -> Sample:
+        begun_s = time.monotonic()
+        pids = {int(name) for name in os.listdir("/proc") if name.isdecimal()} - {os.getpid()}
+        for gone in [pid for pid in self.strangers if pid not in pids]:
+            del self.strangers[gone]
+        for gone in [pid for pid in self.ours if pid not in pids]:
+            del self.ours[gone]
+        for pid in pids:
+            first_s = self.strangers.get(pid)
+            if pid in self.ours or first_s is None or begun_s - first_s < YOUNG_S:
+                self._inspect(pid, begun_s)
+        self._look_at_jobs()
+        sample = Sample(begun_s, time.monotonic(), {(each.pid, each.start): each for each in self.ours.values()}, dict(self.jobs))
+        self.before_s = begun_s
+        return sample
+
+    def _inspect(self, pid: int, now_s: float) -> None:
+        try:
+            text = Path(f"/proc/{pid}/stat").read_text(errors="replace")
+        except OSError:
+            self.ours.pop(pid, None)
+            return
+        words = text[text.rindex(")") + 2 :].split()
+        state, start, ppid = words[0], int(words[19]), int(words[1])
+        known = self.ours.get(pid)
+        if state in "ZX":
+            self.ours.pop(pid, None)
+            return
+        if known is not None and known.start == start:
+            known.state, known.ppid = state, ppid
+            if now_s - known.first_s > YOUNG_S and now_s - known.looked_s < LOOK_AGAIN_S:
+                return
+        try:
+            environ = Path(f"/proc/{pid}/environ").read_bytes().decode(errors="replace").split("\0")
+            command = Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").replace("\0", " ")
+        except OSError:
+            return
+        if self.mark not in environ and self.folder not in command:
+            # Between exec and the first page its environment reads as empty: ours stays ours.
+            if known is None or known.start != start:
+                self.strangers.setdefault(pid, now_s)
+            return
+        self.strangers.pop(pid, None)
+        if known is None or known.start != start:
+            known = self.ours[pid] = Process(pid, start, ppid, self.before_s, now_s, state)
+        self._describe(known, environ, command, now_s)
+
+    def _describe(self, process: Process, environ: list[str], command: str, now_s: float) -> None:
+        names = dict(entry.split("=", 1) for entry in environ if "=" in entry)
+        gpus = frozenset(int(word) for word in re.findall(r"\d+", names.get("CUDA_VISIBLE_DEVICES", "")))
+        if gpus and not process.gpus:  # it became a server just now: what forked earlier was none
+            process.not_before_s, process.first_s = self.before_s, now_s
+        process.looked_s, process.gpus, process.tree = now_s, gpus, names.get("LLMWD_TREE", "")
+        title = _TITLE.search(command)
+        if gpus:
+            process.role = "server"
+        elif title:
+            process.role = title[1]
+        elif "llmwd.ctl" in command:
+            process.role = "ctl"
+        elif "llmwd.supervisor" in command:
+            process.role = "root"
+        elif "holder.main" in command:
+            process.role = "holder"
+
+    def _look_at_jobs(self) -> None:
+        now_s, found = time.monotonic(), {}
+        try:
+            names = os.listdir(self.jobs_folder)
+        except OSError:
+            names = []
+        for name in names:
+            match = _JOB.fullmatch(name)
+            if match is None:
+                continue
+            try:
+                gpus = parse((self.jobs_folder / name).read_text(errors="replace"))
+            except OSError:
+                continue
+            known = self.jobs.get(match[1])
+            found[match[1]] = known if known is not None and known.gpus == gpus else Job(gpus, now_s)
+        self.jobs = found
+
+
+def parse(text: str) -> frozenset[int] | None:
+    """"0-2,5" in the first line; None: something else."""
+    gpus: set[int] = set()
+    for part in filter(None, (text.splitlines() or [""])[0].strip().split(",")):
+        match = re.fullmatch(r"(\d+)(?:-(\d+))?", part.strip())
+        if match is None:
+            return None
+        gpus.update(range(int(match[1]), int(match[2] or match[1]) + 1))
+    return frozenset(gpus)

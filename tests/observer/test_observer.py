@@ -1,0 +1,132 @@
+"""The observer finds what it is there for: each guarantee broken once, by stand-ins for a bad llmwd."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.observer.judge import Bounds, Judge
+from tests.observer.sight import Job, Process, Sample, parse
+from tests.waiting import wait_until
+
+ROOT = Path(__file__).parents[2]
+BOUNDS = Bounds(ttl_s=4, grace_s=0.5, resolve_s=0.5)
+
+
+class Told:
+    """A judge that is shown one look after the other, 0.1 s apart."""
+
+    def __init__(self) -> None:
+        self.judge = Judge(BOUNDS, lambda word: None)
+        self.now_s = 100.0
+        self.pid = 0
+
+    def process(self, role: str, *gpus: int, tree: str = "") -> Process:
+        self.pid += 1
+        return Process(self.pid, 1, 0, self.now_s - 0.1, self.now_s, "S", role, frozenset(gpus), tree)
+
+    def see(self, *processes: Process, jobs: dict[str, Job] | None = None, for_s: float = 0.1) -> list[str]:
+        """The guarantees that were violated so far."""
+        for _ in range(round(for_s / 0.1)):
+            self.judge.judge(Sample(self.now_s, self.now_s, {(each.pid, each.start): each for each in processes}, jobs or {}))
+            self.now_s += 0.1
+        return [found["guarantee"] for found in self.judge.violations]
+
+    def job(self, *gpus: int) -> Job:
+        return Job(frozenset(gpus), self.now_s)
+
+
+def test_a_server_that_stays_beside_a_job_is_found_and_a_quick_release_is_measured() -> None:
+    told = Told()
+    server = told.process("server", 6, 7, tree="a")
+    told.see(server)
+    job = {"1": told.job(7)}
+    assert told.see(server, jobs=job, for_s=0.5) == []
+    assert told.see(jobs=job) == [] and [round(took_s, 1) for took_s, _ in told.judge.releases] == [0.4]
+    told.see(server, for_s=1)
+    assert told.see(server, jobs={"2": told.job(0, 1)}, for_s=9) == []
+    assert told.see(server, jobs={"3": told.job(6)}, for_s=4) == ["G1"]
+
+
+def test_during_a_fault_the_bound_is_that_of_the_lease() -> None:
+    told = Told()
+    server = told.process("server", 6, 7, tree="a")
+    told.see(server)
+    told.judge.told({"event": "fault", "name": "x"}, told.now_s)
+    job = {"1": told.job(7)}
+    assert told.see(server, jobs=job, for_s=6) == []
+    assert told.see(server, jobs=job, for_s=1) == ["G1"]
+
+
+def test_a_server_started_on_a_jobs_gpu_is_found_and_so_are_two_on_one_gpu() -> None:
+    told = Told()
+    jobs = {"1": told.job(6)}
+    told.see(jobs=jobs, for_s=2)
+    assert told.see(told.process("server", 6, 7, tree="b"), jobs=jobs) == ["G1"]
+    told = Told()
+    both = told.process("server", 6, tree="a"), told.process("server", 6, tree="b")
+    assert told.see(*both) == [] and told.see(*both, for_s=0.3) == ["G1"]
+
+
+def test_what_outlives_the_root_is_found() -> None:
+    told = Told()
+    root, worker, again = told.process("root"), told.process("detector"), told.process("root")
+    told.see(root, worker)
+    assert told.see(worker, for_s=6) == []
+    assert told.see(worker, again, for_s=1) == ["G5"]
+
+
+def test_a_death_that_takes_another_with_it_is_found_unless_more_was_done() -> None:
+    for more, found in ((False, ["G6"]), (True, [])):
+        told = Told()
+        one, two = told.process("detector"), told.process("resolver")
+        told.see(one, two)
+        told.judge.told({"event": "killed", "roles": ["detector"]}, told.now_s)
+        if more:
+            told.judge.told({"event": "happened"}, told.now_s)
+        assert told.see(told.process("detector"), told.process("resolver"), for_s=3) == found
+
+
+def test_a_server_started_against_an_order_is_found() -> None:
+    told = Told()
+    told.judge.told({"event": "held"}, told.now_s)
+    told.see(for_s=2)
+    assert told.see(told.process("server", 6, tree="a")) == ["G8"]
+
+
+def test_looks_that_came_late_are_nobodys_fault() -> None:
+    told = Told()
+    server = told.process("server", 6, tree="a")
+    told.see(server)
+    job = {"1": told.job(6)}
+    told.see(server, jobs=job)
+    told.now_s += 20
+    assert told.see(server, jobs=job, for_s=1) == []
+
+
+def test_jobs_are_read_as_they_are_written() -> None:
+    assert parse("0-2,5\nfor=3") == {0, 1, 2, 5} and parse("") == frozenset() and parse("a few") is None
+
+
+def test_it_sees_real_processes_and_says_so_by_its_exit_code(tmp_path: Path) -> None:
+    (tmp_path / "job_1").write_text("1\n")
+    command = [sys.executable, "-m", "tests.observer", "--mark", "OBSERVED_MARK=x", "--folder-in", "HOME", "--jobs", str(tmp_path), "--ttl", "2"]
+    env = {"PATH": os.environ["PATH"], "HOME": "/nobody/has/this"}
+    with (tmp_path / "seen").open("wb") as seen:
+        observer = subprocess.Popen(command, cwd=ROOT, env=env, stdin=subprocess.PIPE, stdout=seen)
+    try:
+        wait_until(lambda: (tmp_path / "seen").read_text(), 30)
+        observer.stdin.write(b'{"event": "fault", "name": "a while ago"}\n')
+        observer.stdin.flush()
+        server = subprocess.Popen(["sleep", "1000"], env=env | {"OBSERVED_MARK": "x", "CUDA_VISIBLE_DEVICES": "SIM-0,SIM-1", "LLMWD_TREE": "t"})
+        wait_until(lambda: "violation" in (tmp_path / "seen").read_text(), 40)
+        server.kill()
+        server.wait()
+        observer.stdin.close()
+        assert observer.wait(30) == 1
+        words = [json.loads(line) for line in (tmp_path / "seen").read_text().splitlines()]
+        assert words[-1]["event"] == "summary" and words[-1]["violations"][0]["guarantee"] == "G1"
+    finally:
+        observer.kill()
+        observer.wait()
