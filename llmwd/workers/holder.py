@@ -14,7 +14,8 @@ took minutes to load goes on serving, and so that nothing is left when nobody co
 `releasing` then says why: the order's reason, or lease_expired, root_gone, server_exited, holder_terminated.
 Ending is the same in all cases: SIGTERM to every process of the tree, and to those forked meanwhile;
 SIGKILL, until nobody is left, to what outlives the grace. The holder is the tree's subreaper, so orphans
-become its children, and "nothing is left" is what the kernel says: no child to wait for.
+become its children, and "nothing is left" is what the kernel says: no child to wait for. Should the holder itself be
+killed, its guard (adapters/guard.py) kills what carries the tree's marker.
 
 Messages are those of `llmwd.messages` from HolderSpec on, as JSON. Only the standard library, one loop, a
 few megabytes: this is what must still work when everything else does not.
@@ -31,7 +32,7 @@ import time
 if __name__ == "__main__":  # run by path under -I -S: the package is found from here, after the standard library
     sys.path.append(os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
 
-from llmwd.adapters import courtesy, procs
+from llmwd.adapters import courtesy, guard, procs
 from llmwd.adapters.holdersocket import HolderSocket, Loop
 from llmwd.adapters.outlog import OutLog
 from llmwd.adapters.starting import Service
@@ -357,7 +358,9 @@ def _seconds(value: object) -> float:
     return float(value)
 
 
-def _title(text: str, site: str) -> None:
+def _title(text: str, site: str | None) -> None:
+    if not site:
+        return
     sys.path.append(f"{site}/setproctitle")  # its C part alone: the package imports logging, 1 MB and 10 ms
     try:
         from _setproctitle import setproctitle
@@ -374,10 +377,12 @@ def main(root: str) -> None:
         os.set_inheritable(root_fd, False)
     if os.getsid(0) != os.getpid():
         os.setsid()
+    holder = Holder(spec, root_fd)
+    watched = guard.stand(spec["marker"], lambda: _title(f"guard of {spec['service']}", spec.get("site")))
     procs.set_subreaper()
-    if spec.get("site"):
-        _title(f"llmwd: holder {spec['service']}", spec["site"])
-    Holder(spec, root_fd).run()
+    _title(f"llmwd: holder {spec['service']}", spec.get("site"))
+    holder.run()
+    guard.dismiss(watched)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ import signal
 import socket
 import subprocess
 import sys
+import uuid
 from pathlib import Path
 
 import msgspec
@@ -12,7 +13,7 @@ import pytest
 
 from llmwd.adapters import holding, procs
 from llmwd.messages import HolderState, Note, Release
-from tests.adapters.held import hold, running  # noqa: F401
+from tests.adapters.held import SERVER, hold, running  # noqa: F401
 from tests.waiting import wait_until
 
 
@@ -99,17 +100,26 @@ def test_a_manager_that_is_killed_takes_neither_holder_nor_server_along(hold, tm
     wait_until(lambda: not running([state.pid]))
 
 
-def test_what_a_killed_holder_leaves_is_found_and_killed(hold):
+def test_what_a_killed_holder_leaves_is_killed_by_its_guard(hold):
     held = hold("--engine", "--fork-grandchild", "--ignore-term")
     got = held.report()
     mine = {got["pid"], *got["pids"]["engine"], *got["pids"]["grandchild"]}
     assert {pid for pid, _ in procs.find_marked(held.spec.marker)} == mine
     os.kill(held.process.pid, signal.SIGKILL)
-    wait_until(lambda: not running([got["pid"]]), what="the death signal of the server")
-    assert running(got["pids"]["engine"]), "the engine should have been left for the sweep"
+    wait_until(lambda: not running(mine), what="the end of what the dead holder left")
+    assert holding.connect(held.spec.socket, 0) is None, "the guard must not keep its socket"
+
+
+def test_what_carries_the_marker_is_found_and_killed(tmp_path):
+    marker = uuid.uuid4().hex
+    env = {"PATH": os.environ["PATH"], procs.MARKER: marker, "FAKE_REPORT": str(tmp_path / "report")}
+    server = subprocess.Popen(
+        [SERVER, "serve", "m", "--port", "0", "--engine", "--fork-grandchild", "--ignore-term"], env=env, stdout=subprocess.DEVNULL
+    )
+    wait_until((tmp_path / "report").exists)
     said: list[str] = []
-    assert holding.sweep(held.spec.marker, said.append, within_s=30) == []
-    assert not running(mine) and len(said) == 2
+    assert holding.sweep(marker, said.append, within_s=30) == []
+    assert len(said) == 3 and server.wait(10) == -signal.SIGKILL and not procs.find_marked(marker)
 
 
 def test_a_dead_holders_socket_is_in_nobodys_way(hold, tmp_path):

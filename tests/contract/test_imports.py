@@ -128,9 +128,9 @@ def calls(path: Path) -> set[str]:
 
 
 def test_only_the_root_and_the_holder_fork() -> None:
-    """The root its workers, the holder its service: it is a standard-library program that must set a death signal."""
+    """The root its workers; the holder, a standard-library program, its service (with a death signal) and its guard."""
     forks = {"os.fork", "os.forkpty", "os.posix_spawn", "pty.fork"}
-    assert {name_of(path) for path in FILES if calls(path) & forks} == {"llmwd.root", "llmwd.adapters.starting"}
+    assert {name_of(path) for path in FILES if calls(path) & forks} == {"llmwd.root", "llmwd.adapters.starting", "llmwd.adapters.guard"}
     assert "llmwd.adapters.starting" in imports(ROOT / "llmwd/workers/holder.py")
     assert [name_of(path) for path in FILES if "llmwd.adapters.starting" in imports(path)] == ["llmwd.workers.holder"]
 
