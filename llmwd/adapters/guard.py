@@ -1,6 +1,6 @@
 """The holder's guard: a process beside it that only waits for its death, and then kills what it left.
 
-Whoever else would clear up after a holder may have died in the same instant (`pkill -9 -f llmwd`, the kernel short of
+Whoever else would clear up after a holder may have died in the same instant (somebody kills by name, the kernel is short of
 memory). The service itself dies with its holder, but not its children: an engine without its server would stay on the
 GPUs for ever. The guard does not carry our name, holds nothing and knows one thing: the marker in the environment of
 all of the tree. Standard library only; forked from the holder before that has a thread.
