@@ -292,7 +292,16 @@ class ResetOrder(Message, tag="reset", kw_only=True):
     by: str
 
 
-Order = YieldOrder | ResumeOrder | SwitchOrder | ResetOrder
+class ReleaseOrder(Message, tag="release_gpus", kw_only=True):
+    """To the resolver, from the node's prolog: this job has these GPUs. Done when nothing of ours is there any more."""
+
+    job: str
+    gpus: tuple[int, ...]
+    within_s: float  # after that: Refused, `timed_out`
+    by: str
+
+
+Order = YieldOrder | ResumeOrder | SwitchOrder | ResetOrder | ReleaseOrder
 
 
 class Done(Message, tag="done", kw_only=True):
@@ -305,6 +314,7 @@ class Refused(Message, tag="refused", kw_only=True):
     """The order is not carried out. `problems`: one sentence each."""
 
     problems: tuple[str, ...]
+    timed_out: bool = False  # it was begun, and is not done within the time that the order gives
 
 
 Reply = Done | Refused

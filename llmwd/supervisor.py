@@ -60,7 +60,11 @@ def supervise() -> int:
     _tell(log, loaded)
     for fact in (dirs.runtime / "facts").glob("*.bin"):
         fact.unlink()  # of an earlier supervisor
-    procs.title("llmwd: root")
+    try:
+        rundir.write_atomic(dirs.runtime / rundir.RELEASE_SCRIPT, rundir.release_script(sys.executable))
+    except OSError as error:
+        log.error("the node's prolog cannot call us: %s in %s: %s", rundir.RELEASE_SCRIPT, dirs.runtime, error.strerror)
+    procs.title("llmwd: root")  # the prolog finds us by it
     boot = Boot(
         name="root", settings=settings, home=dirs.home, runtime=dirs.runtime, state=dirs.state,
         node=settings.slurm_node or rundir.short_host(), root_fd=-1,

@@ -86,7 +86,7 @@ class Holder(Told):
 
 
 class Source(Told):
-    """Where detection gets its evidence from (DETECTION)."""
+    """Where the evidence of jobs comes from (DETECTION chooses)."""
 
     stepd = "stepd", "sockets of slurmstepd in slurmd's spool folder"
     cgroup2 = "cgroup2", "job folders under slurmstepd's scope in cgroup v2"
@@ -94,6 +94,7 @@ class Source(Told):
     gresused = "gresused", "what slurmctld says is allocated on this node (sinfo, GresUsed)"
     procfs = "procfs", "cgroups and titles of the processes in /proc"
     nvml = "nvml", "processes that the NVIDIA driver lists on the GPUs"
+    prolog = "prolog", "the node's prolog, by `llmwd-ctl release`: always heard, no choice of DETECTION"
     sim = "sim", "files in the simulation folder"
 
 

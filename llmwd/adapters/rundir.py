@@ -6,6 +6,7 @@ home folder, hence one folder for each host in it.
 
 import fcntl
 import os
+import shlex
 import socket
 import stat
 import tempfile
@@ -21,6 +22,7 @@ from llmwd.messages import Envelope
 # sun_path holds 108 bytes; the longest name we put into the runtime folder has to fit behind it.
 LONGEST_SOCKET_NAME = len("/holder-cloudflared.sock.last")
 SOCKET_PATH_BYTES = 107
+RELEASE_SCRIPT = "release.sh"
 
 # How long the lock may be held by somebody whose pid is not in it, before that counts as a supervisor.
 ASKED_WITHIN_S = 2.0
@@ -154,7 +156,7 @@ def _pid_and_start(text: bytes) -> tuple[int, int] | None:
 def running_supervisor(runtime: Path) -> tuple[int, int] | None:
     """(pid, start ticks) of the supervisor that holds the lock, None if nobody does."""
     try:
-        fd = os.open(runtime / "supervisor.lock", os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        fd = os.open(runtime / "supervisor.lock", os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
     except OSError:
         return None
     try:
@@ -203,6 +205,16 @@ def retain_fact(runtime: Path, worker: str, data: bytes) -> None:
     finally:
         os.close(fd)
     os.replace(temporary, runtime / "facts" / f"{worker}.bin")
+
+
+def release_script(python: str) -> bytes:
+    """What etc/slurm/prolog-llmwd.sh has `sh` run as us: `llmwd-ctl release` by the interpreter and code that run now.
+
+    Not bin/llmwd-ctl: that would make its environment anew where the checkout has changed, while a job waits.
+    """
+    checkout = Path(__file__).resolve().parents[2]
+    words = ["exec", "env", f"PYTHONPATH={checkout}", python, "-s", "-P", "-m", "llmwd.ctl.main", "release"]
+    return f'{shlex.join(words)} "$@"\n'.encode()
 
 
 def read_fact(runtime: Path, worker: str) -> Envelope | None:

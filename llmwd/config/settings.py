@@ -28,7 +28,7 @@ class SettingSpec(msgspec.Struct, frozen=True):
         return self.parse.wanted
 
 
-_SOURCES = tuple(source.value for source in Source)
+_SOURCES = tuple(source.value for source in Source if source is not Source.prolog)
 
 SETTINGS: tuple[SettingSpec, ...] = (
     SettingSpec("NUM_GPUS", values.integer(1, 64), "1", "How many GPUs to claim for vLLM.", "GPUs", True),

@@ -298,7 +298,8 @@ class Claims:
             self._cover(self._jobs[id], now_s)  # a reading may have been quicker than the news of the job
         else:
             if seen.gpus is not None:
-                job.known, job.resolved_s = frozenset(seen.gpus), seen.seen_s
+                job.known = frozenset(seen.gpus)
+                job.resolved_s = now_s if job.resolved_s is None else job.resolved_s
             if seen.empty and not job.seen.empty and job.ask_at_s is None:
                 job.ask_at_s = now_s  # it may be over by now
             job.sign_s = seen.seen_s
@@ -315,7 +316,7 @@ def _another_run(job: _Job, seen: JobSeen) -> bool:
 def _begin(seen: JobSeen, now_s: float, before: _Job | None) -> _Job:
     """A job that comes back under its id (requeue, another step) keeps what it had until it is asked again."""
     job = _Job(seen, now_s)
-    if before is not None and not job.sim:
+    if before is not None and not job.sim and job.known is None:
         job.known = (before.known or frozenset()) | before.within
     return job
 

@@ -126,6 +126,23 @@ def broken(proof: ReleaseProof, leftovers: bool, budget_s: float, now_s: float) 
     return ""
 
 
+def unproved(
+    uuids: frozenset[str], lease: Lease | None, proof: ReleaseProof | None, server: ServerFact | None, holding: frozenset[str]
+) -> str:
+    """Why it cannot be said that nothing of ours is on these GPUs; empty when it can. holding: our processes may be there."""
+    if not uuids:
+        return ""
+    if server is None:
+        return "the vLLM manager has not said yet what it holds"
+    if lease is not None and uuids & set(lease.uuids):
+        return "they are still leased"
+    if uuids & holding:
+        return "processes of ours may still be there"
+    if proof is not None and proof.proved_s is None and uuids & set(proof.uuids):
+        return proof.left or "the last server's end is not confirmed yet"
+    return ""
+
+
 def judge_at_s(proof: ReleaseProof, budget_s: float) -> float | None:
     """When to look whether the budget is broken."""
     if proof.judged or proof.proved_s is not None or proof.reason not in JUDGED:

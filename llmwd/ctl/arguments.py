@@ -71,14 +71,14 @@ class ProfileName(click.ParamType):
 
 
 class JobId(click.ParamType):
-    """A simulated job's id; `job_900001` is understood as well."""
+    """A job's id; `job_900001` is understood as well."""
 
     name = "job"
 
     def convert(self, value, param, ctx) -> str:
         job = value.removeprefix("job_")
         if not re.fullmatch(r"[0-9]{1,18}", job, re.ASCII):
-            self.fail(f"{value!r} is not the id of a simulated job (a number)", param, ctx)
+            self.fail(f"{value!r} is not the id of a job (a number)", param, ctx)
         return job
 
     def shell_complete(self, ctx, param, incomplete):

@@ -14,6 +14,7 @@ from llmwd.ctl.logs import logs
 from llmwd.ctl.models import check, models
 from llmwd.ctl.orders import give_back, reset, resume, switch
 from llmwd.ctl.program import NAME, Program, examples
+from llmwd.ctl.release import release
 from llmwd.ctl.simulate import simulate
 from llmwd.ctl.status import status
 from llmwd.ctl.welcome import welcome
@@ -34,7 +35,7 @@ def main() -> None:
 
 
 for verb in (
-    status, switch, models, give_back, resume, stop, logs, simulate, explain, check, reload, reset, completion, welcome,
+    status, switch, models, give_back, resume, stop, logs, simulate, explain, check, reload, reset, completion, welcome, release,
 ):  # fmt: skip
     main.add_command(verb)
 

@@ -1,4 +1,4 @@
-"""The resolver: knows who has which GPU, and grants, renews and revokes the lease.
+"""The resolver: knows who has which GPU, and grants, renews and revokes the lease. One evaluation, so one file.
 
 A shell around core/claims.py (what jobs have) and core/lease.py (what follows): it feeds them what the detector,
 Slurm, the driver and the operator say, and publishes what they decide, at once.
@@ -6,6 +6,7 @@ Slurm, the driver and the operator say, and publishes what they decide, at once.
 
 import socket
 import time
+from collections.abc import Callable
 
 import msgspec
 
@@ -22,7 +23,9 @@ from llmwd.messages import (
     JobClaim,
     JobsFact,
     Lease,
+    ReleaseOrder,
     ReleaseProof,
+    Reply,
     ResumeOrder,
     Revocation,
     ServerFact,
@@ -32,6 +35,7 @@ from llmwd.messages import (
 from llmwd.vocab import Holder, Reason, Source, Worker
 from llmwd.workers.base import Boot, Shell, repeat_every_s
 from llmwd.workers.drivers import Driver
+from llmwd.workers.prologs import Prologs
 from llmwd.workers.shortage import Memory
 from llmwd.workers.slurmdesk import SlurmDesk
 from llmwd.workers.standing import Standing
@@ -59,6 +63,7 @@ class Resolver:
         self.blocked: Reason | None = Reason.starting
         self.detail = ""
         self.proof: ReleaseProof | None = None
+        self.prologs = Prologs(shell, self._unproved, self.evaluate)
         self.standing = Standing(shell, self.evaluate)
         self.gpus: tuple[GpuLike, ...] = ()
         self.map = GpuMap(certain=False, by_index={}, why="not known yet", uuids=(), likely={})
@@ -80,6 +85,7 @@ class Resolver:
         self.revocation, self.proof = fact.revocation, fact.proof
         self.memory.adopt(fact.memory)
         self.free_since = {gpu.uuid: gpu.free_since_s for gpu in fact.gpus}
+        self.prologs.adopt(fact)
         if fact.lease is not None and fact.lease.expires_s > time.monotonic():
             self.lease = fact.lease
             self.shell.log.info("lease %d on GPUs %s taken over", self.epoch, list(self.lease.gpus))
@@ -107,9 +113,19 @@ class Resolver:
 
     def on_jobs(self, fact: JobsFact) -> None:
         self.jobs = fact
-        self.claims.see(fact.jobs, time.monotonic())
+        self._see()
         self.desk.pump()
         self.evaluate()
+
+    def on_release(self, order: ReleaseOrder, reply: Callable[[Reply], None]) -> None:
+        """A job that the prolog announces: seen like any other, and answered when its GPUs are free of us."""
+        self.prologs.take(order, reply)
+        self._see()
+        self.evaluate()  # first the GPUs, then a question
+        self.desk.pump()
+
+    def _see(self) -> None:
+        self.claims.see(self.prologs.announced.among(self.jobs.jobs if self.jobs else ()), time.monotonic())
 
     def on_server(self, fact: ServerFact) -> None:
         self.server, self.manager_lost = fact, False
@@ -153,6 +169,8 @@ class Resolver:
         now_s = time.monotonic()
         if (self.desk.node, self.desk.applies, self.gpus) != self._map_of:
             self._build_map()
+        if self.prologs.announced.expire(self.claims.reading, self.claims.used_by_node(), now_s):
+            self._see()
         views = self.claims.views(now_s)
         holding = self._holding()
         dirty = dict.fromkeys(holding, "processes of ours may still be there") | releases.dirty(self.proof)
@@ -179,6 +197,7 @@ class Resolver:
             self.epoch = decision.lease.epoch
         self._publish(now_s, views, force=repeat or decision.granted or decision.revocation is not None)
         self._tell(decision)
+        self.prologs.settle(now_s)
         self._arrange(now_s, decision)
         self._park_if_broken(now_s, views)
 
@@ -231,7 +250,7 @@ class Resolver:
         if (idle, waits) != (self.desk.idle, self.desk.grant_waits):
             self.desk.idle, self.desk.grant_waits = idle, waits
             self.desk.pump()
-        times = [self.claims.next_s(now_s), decision.look_again_s]
+        times = [self.claims.next_s(now_s), self.prologs.announced.next_s(now_s), decision.look_again_s]
         next_s = min((at for at in times if at is not None and at > now_s), default=None)
         if next_s is not None:
             self.shell.at("evaluate", next_s, self.evaluate)
@@ -240,7 +259,13 @@ class Resolver:
         if self.server is None:
             return frozenset()
         by_index = {index: uuid for uuid, index in self.map.likely.items()}
-        return frozenset(by_index[index] for index in self.server.holding if index in by_index)
+        if not by_index.keys() >= set(self.server.holding):
+            return frozenset(self.map.uuids)  # held by a number that is on no map any more: anywhere
+        return frozenset(by_index[index] for index in self.server.holding)
+
+    def _unproved(self, gpus: tuple[int, ...]) -> str:
+        """Why it cannot be said that nothing of ours is on the GPUs that a job with these indices may have."""
+        return releases.unproved(self.map.claimed(gpus), self.lease, self.proof, self.server, self._holding())
 
     def _evidence(self, now_s: float) -> Evidence:
         renew_why = self._detector_why(now_s)
@@ -259,7 +284,7 @@ class Resolver:
         return ""
 
     def _publish(self, now_s: float, views: tuple[JobView, ...], force: bool) -> None:
-        sources = (self.desk.state, self.driver.state)
+        sources = (self.desk.state, self.driver.state, *self.prologs.state)
         fact = GpusFact(
             gpus=tuple(self._gpu(gpu) for gpu in sorted(self.gpus, key=lambda gpu: self.map.likely.get(gpu.uuid, gpu.index))),
             lease=self.lease, revocation=self.revocation,
@@ -312,6 +337,7 @@ def main(shell: Shell) -> None:
     shell.subscribe(Worker.vllm, resolver.on_server)
     shell.answer(YieldOrder, resolver.standing.on_yield)
     shell.answer(ResumeOrder, resolver.standing.on_resume)
+    shell.answer(ReleaseOrder, resolver.on_release)
     shell.on_reload(resolver.on_reload)
     resolver.desk.pump()
     resolver.on_beat()

@@ -15,6 +15,7 @@ from llmwd.core.release import (
     server_says,
     shows_leftovers,
     took_s,
+    unproved,
 )
 from llmwd.messages import Lease, Released, ReleaseProof, Revocation, ServerFact
 from llmwd.vocab import NodePhase, Phase, Reason
@@ -124,3 +125,16 @@ def test_a_jobs_process_where_the_map_does_not_put_the_job_contradicts_the_map()
     assert contradiction(gpu_map, {"77": {0, 1}, "78": {2}}, on) == ""
     assert contradiction(gpu_map, {"77": {0, 1}}, on) == ""  # what 78 has is not known: nothing to compare
     assert "job 78 has Slurm's GPU 3 and a process on SIM-2, which is GPU 2" in contradiction(gpu_map, {"78": {3}}, on)
+
+
+def test_nothing_of_ours_is_on_a_jobs_gpus_when_neither_lease_nor_tree_nor_an_open_release_is() -> None:
+    ended, quiet, both, none = BEGUN, server(), frozenset(LEASE.uuids), frozenset[str]()
+    assert unproved(both, None, None, quiet, none) == ""
+    assert unproved(both, LEASE, None, quiet, none)
+    assert unproved(both, None, None, quiet, both)
+    assert unproved(both, None, ended, quiet, none)
+    assert unproved(both, None, msgspec.structs.replace(ended, left="GPU 6: 300 MiB"), quiet, none) == "GPU 6: 300 MiB"
+    assert unproved(both, None, msgspec.structs.replace(ended, proved_s=9.0), quiet, none) == ""
+    assert unproved(both, None, None, None, none)  # a manager that has said nothing yet may hold anything
+    assert unproved(frozenset({"another"}), LEASE, ended, quiet, both) == ""
+    assert unproved(none, LEASE, ended, None, both) == ""
