@@ -60,10 +60,7 @@ def supervise() -> int:
     _tell(log, loaded)
     for fact in (dirs.runtime / "facts").glob("*.bin"):
         fact.unlink()  # of an earlier supervisor
-    try:
-        rundir.write_atomic(dirs.runtime / rundir.RELEASE_SCRIPT, rundir.release_script(sys.executable))
-    except OSError as error:
-        log.error("the node's prolog cannot call us: %s in %s: %s", rundir.RELEASE_SCRIPT, dirs.runtime, error.strerror)
+    _offer_release(dirs, log)
     procs.title("llmwd: root")  # the prolog finds us by it
     boot = Boot(
         name="root", settings=settings, home=dirs.home, runtime=dirs.runtime, state=dirs.state,
@@ -91,6 +88,14 @@ def supervise() -> int:
     journal.write("supervisor_stopped", pid=os.getpid())
     log.info("ended; nothing of ours is left")
     return Exit.done
+
+
+def _offer_release(dirs: rundir.Dirs, log: logging.Logger) -> None:
+    """Let the node's prolog know how to call us; without it, a job is seen when Slurm starts it."""
+    try:
+        rundir.write_atomic(dirs.runtime / rundir.RELEASE_SCRIPT, rundir.release_script(sys.executable))
+    except OSError as error:
+        log.error("the node's prolog cannot call us: %s in %s: %s", rundir.RELEASE_SCRIPT, dirs.runtime, error.strerror)
 
 
 def _tell(log: logging.Logger, loaded: Loaded) -> None:

@@ -69,6 +69,7 @@ class Resolver:
         self.map = GpuMap(certain=False, by_index={}, why="not known yet", uuids=(), likely={})
         self._published: GpusFact | None = None
         self._adopt()
+        self._see()
         self.desk = SlurmDesk(shell, self.claims, socket.gethostname(), self.evaluate)
         self.driver = Driver(shell, self._driver_changed)
         self._find_gpus()
