@@ -58,9 +58,7 @@ def supervise() -> int:
     log = open_log(dirs.logs, "root", settings.log_level, settings.log_max_mb, settings.log_keep)
     logging.raiseExceptions = False
     _tell(log, loaded)
-    for fact in (dirs.runtime / "facts").glob("*.bin"):
-        fact.unlink()  # of an earlier supervisor
-    _offer_release(dirs, log)
+    _renew_runtime(dirs, log)
     procs.title("llmwd: root")  # the prolog finds us by it
     boot = Boot(
         name="root", settings=settings, home=dirs.home, runtime=dirs.runtime, state=dirs.state,
@@ -90,8 +88,10 @@ def supervise() -> int:
     return Exit.done
 
 
-def _offer_release(dirs: rundir.Dirs, log: logging.Logger) -> None:
-    """Let the node's prolog know how to call us; without it, a job is seen when Slurm starts it."""
+def _renew_runtime(dirs: rundir.Dirs, log: logging.Logger) -> None:
+    """Away with the facts of an earlier supervisor; and let the node's prolog know how to call this one."""
+    for fact in (dirs.runtime / "facts").glob("*.bin"):
+        fact.unlink()
     try:
         rundir.write_atomic(dirs.runtime / rundir.RELEASE_SCRIPT, rundir.release_script(sys.executable))
     except OSError as error:
