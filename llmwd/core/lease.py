@@ -31,11 +31,13 @@ class Occupant(msgspec.Struct, frozen=True):
 
 
 class Evidence(msgspec.Struct, frozen=True):
-    """How good our knowledge is. renew_why/grant_why: empty when good enough, else what is missing."""
+    """How good our knowledge is. renew_why/grant_why: empty when good enough, else what is missing; seen_s: when the
+    detector saw what it reported last, from which on a lease counts (None: now)."""
 
     renew_why: str = ""
     grant_why: str = ""
     just_started: bool = False
+    seen_s: float | None = None
 
 
 class Situation(msgspec.Struct, frozen=True, kw_only=True):
@@ -125,7 +127,13 @@ def _keep(now: Situation, now_s: float, lease_ttl_s: float) -> Decision:
         return Decision(lease=None, revocation=revocation, blocked=reason, detail=detail)
     if now.evidence.renew_why:
         return Decision(lease=lease, detail=now.evidence.renew_why, look_again_s=lease.expires_s)
-    return Decision(lease=msgspec.structs.replace(lease, expires_s=now_s + lease_ttl_s))
+    return Decision(lease=msgspec.structs.replace(lease, expires_s=_until(now, now_s, lease_ttl_s)))
+
+
+def _until(now: Situation, now_s: float, lease_ttl_s: float) -> float:
+    """Whoever dies or hangs then, the server is gone this long after the last look that saw no job."""
+    seen_s = now.evidence.seen_s
+    return (now_s if seen_s is None else min(seen_s, now_s)) + lease_ttl_s
 
 
 def _against(now: Situation, now_s: float) -> tuple[Reason | None, str, JobView | None]:
@@ -209,7 +217,7 @@ def _grant(now: Situation, now_s: float, lease_ttl_s: float, resume_after_s: flo
     lease = Lease(
         before_bytes=tuple(now.memory_used.get(gpu.uuid) for gpu in chosen),
         epoch=now.epoch + 1, gpus=tuple(now.gpu_map.likely[gpu.uuid] for gpu in chosen),
-        uuids=tuple(gpu.uuid for gpu in chosen), granted_s=now_s, expires_s=now_s + lease_ttl_s,
+        uuids=tuple(gpu.uuid for gpu in chosen), granted_s=now_s, expires_s=_until(now, now_s, lease_ttl_s),
     )
     return Decision(lease=lease, granted=True)
 

@@ -1,6 +1,6 @@
 """What people are told, and when: a pure function from the workers' facts to notices, and when a send is tried again.
 
-Theory of operation. Two things are told about: the server and the tunnel (`About`). For each, facts are reduced to a
+Theory of operation. Three things are told about: the server, the tunnel and our own workers (`About`). For each, facts are reduced to a
 situation with a key; a notice is due when the key differs from the last one noticed. Situations that people need not
 hear of (loading, waiting for GPUs) have no key and leave the last one standing. What was told is kept on disk by the
 notifier (`Told`), so that its next incarnation does not repeat it. A notice that nobody has been sent yet is
@@ -11,7 +11,7 @@ from enum import StrEnum
 
 import msgspec
 
-from llmwd.messages import GpusFact, Revocation, ServerFact, TunnelFact
+from llmwd.messages import GpusFact, Revocation, ServerFact, TunnelFact, WorkerState
 from llmwd.vocab import NodePhase, Phase, Reason
 
 # ntfy's limits are 4096 and 1024 bytes and a body of 8192 (docs and server); what is longer becomes an attachment or 400.
@@ -41,6 +41,7 @@ YIELDS = frozenset(
 class About(StrEnum):
     server = "server"
     tunnel = "tunnel"
+    workers = "workers"
 
 
 class Told(msgspec.Struct, frozen=True):
@@ -48,6 +49,7 @@ class Told(msgspec.Struct, frozen=True):
 
     server: str = ""
     tunnel: str = ""
+    workers: str = ""
     profile: str = ""
 
 
@@ -74,6 +76,7 @@ class Seen(msgspec.Struct, frozen=True, kw_only=True):
     gone_s: float | None = None
     tunnel: TunnelFact | None = None
     gpus: GpusFact | None = None
+    workers: tuple[WorkerState, ...] = ()
 
 
 def heard(seen: Seen, fact: ServerFact) -> Seen:
@@ -93,6 +96,9 @@ def consider(told: Told, seen: Seen) -> tuple[Notice, ...]:
     tunnel = _tunnel(told, seen)
     if tunnel is not None and tunnel.key != told.tunnel:
         due.append(tunnel)
+    workers = _workers(seen)
+    if workers.key != told.workers:
+        due.append(workers)
     return tuple(due)
 
 
@@ -100,8 +106,11 @@ def after(told: Told, notice: Notice) -> Told:
     """What has been told once the notice is."""
     if notice.about is About.tunnel:
         return msgspec.structs.replace(told, tunnel=notice.key)
-    tunnel = "" if notice.key == STOPPED else told.tunnel
-    return Told(server=notice.key, tunnel=tunnel, profile=notice.profile or told.profile)
+    if notice.about is About.workers:
+        return msgspec.structs.replace(told, workers=notice.key)
+    if notice.key == STOPPED:  # what is told about these begins anew with the next start
+        return Told(server=STOPPED, profile=told.profile)
+    return msgspec.structs.replace(told, server=notice.key, profile=notice.profile or told.profile)
 
 
 def stopped(node: str) -> Notice:
@@ -254,6 +263,23 @@ def _tunnel(told: Told, seen: Seen) -> Notice | None:
 
 def _serves(seen: Seen) -> bool:
     return seen.server is not None and seen.server.node_phase is NodePhase.serving
+
+
+# --- the workers -------------------------------------------------------------------------------------------
+
+
+def _workers(seen: Seen) -> Notice:
+    """Those in quarantine, by the root's fact."""
+    failed = [worker for worker in seen.workers if worker.phase is Phase.failed]
+    if not failed:
+        text = f"No worker of llmwd is in quarantine any more on {seen.node}."
+        return Notice(About.workers, "", f"Workers again on {seen.node}", text, "white_check_mark")
+    names = ", ".join(worker.name for worker in failed)
+    text = " ".join(f"{worker.name} ended again and again ({worker.detail})." for worker in failed)
+    return Notice(
+        About.workers, names, f"In quarantine on {seen.node}: {names}", f"{text} `llmwd-ctl reset` starts it again.",
+        "rotating_light", alarm=True,
+    )  # fmt: skip
 
 
 # --- what is sent ------------------------------------------------------------------------------------------

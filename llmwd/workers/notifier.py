@@ -12,11 +12,11 @@ import msgspec
 
 from llmwd.adapters import ntfy
 from llmwd.adapters.ntfy import Outcome, Result
-from llmwd.adapters.rundir import write_atomic
+from llmwd.adapters.rundir import read_fact, write_atomic
 from llmwd.config import Loaded, Settings
 from llmwd.core import notices
 from llmwd.core.notices import Notice, Seen, Told
-from llmwd.messages import GpusFact, NoticesFact, ServerFact, TunnelFact
+from llmwd.messages import GpusFact, NoticesFact, RootFact, ServerFact, TunnelFact
 from llmwd.vocab import Phase, Worker
 from llmwd.workers.base import Boot, Shell, repeat_every_s
 
@@ -114,8 +114,17 @@ class Notifier:
         self.shell.finish()
 
     def on_beat(self) -> None:
+        if self.on:
+            self._look_at_the_workers()
         self._publish(repeat=True)
         self.shell.at("repeat", time.monotonic() + repeat_every_s(self.settings), self.on_beat)
+
+    def _look_at_the_workers(self) -> None:
+        """The root says who is in quarantine in a file only: it has no place on the bus."""
+        envelope = read_fact(self.shell.boot.runtime, "root")
+        if envelope is not None and isinstance(envelope.fact, RootFact) and envelope.fact.workers != self.seen.workers:
+            self.seen = msgspec.structs.replace(self.seen, workers=envelope.fact.workers)
+            self._settle()
 
     # --- what follows ------------------------------------------------------------------------------------
 

@@ -68,6 +68,7 @@ class Resolver:
         self.gpus: tuple[GpuLike, ...] = ()
         self.map = GpuMap(certain=False, by_index={}, why="not known yet", uuids=(), likely={})
         self._published: GpusFact | None = None
+        self._told_until_s = 0.0  # the expiry of the lease as it was published last
         self._adopt()
         self._see()
         self.desk = SlurmDesk(shell, self.claims, socket.gethostname(), self.evaluate)
@@ -271,7 +272,10 @@ class Resolver:
     def _evidence(self, now_s: float) -> Evidence:
         renew_why = self._detector_why(now_s)
         grant_why = self.desk.grant_why(now_s) or self.driver.grant_why(now_s)
-        return Evidence(renew_why, grant_why, just_started=self.epoch == 0 and not self.desk.last_error)
+        return Evidence(
+            renew_why, grant_why, just_started=self.epoch == 0 and not self.desk.last_error,
+            seen_s=self.jobs.at_s if self.jobs is not None else None,
+        )
 
     def _detector_why(self, now_s: float) -> str:
         if self.jobs is None:
@@ -301,8 +305,13 @@ class Resolver:
             map_why=self.map.why, memory=self.memory.fact, at_s=now_s,
         )
         before, self._published = self._published, fact
-        if force or before is None or _quiet(before) != _quiet(fact):
+        if force or before is None or _quiet(before) != _quiet(fact) or self._renewed():
+            self._told_until_s = self.lease.expires_s if self.lease is not None else 0.0
             self.shell.publish(fact)
+
+    def _renewed(self) -> bool:
+        """Renewed by as much as is worth telling before the next beat: a manager that hangs then has the longer for it."""
+        return self.lease is not None and self.lease.expires_s - self._told_until_s > self.settings.lease_ttl_s / 8
 
     def _gpu(self, gpu: GpuLike) -> Gpu:
         occupant = self.occupants.get(gpu.uuid)

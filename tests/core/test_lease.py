@@ -114,6 +114,13 @@ def test_a_slurmctld_that_is_away_ends_no_lease() -> None:
     assert decided(lease=LEASE, evidence=Evidence(grant_why="slurmctld does not answer")).lease.expires_s == 110.0
 
 
+def test_a_lease_counts_from_the_detectors_last_look_not_from_its_renewal() -> None:
+    """Else a detector that hangs, and then a manager that does, would add up their times."""
+    assert decided(lease=LEASE, evidence=Evidence(seen_s=97.0)).lease.expires_s == 107.0
+    assert decided(evidence=Evidence(seen_s=97.0)).lease.expires_s == 107.0
+    assert decided(lease=LEASE, evidence=Evidence(seen_s=200.0)).lease.expires_s == 110.0
+
+
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [

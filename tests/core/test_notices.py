@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from llmwd.core import notices
 from llmwd.core.notices import About, Notice, Seen, Told, after, body, consider, cut, heard, retry_after_s
-from llmwd.messages import GpusFact, Hold, Revocation, ServerFact, TunnelFact
-from llmwd.vocab import NodePhase, Phase, Reason
+from llmwd.messages import GpusFact, Hold, Revocation, ServerFact, TunnelFact, WorkerState
+from llmwd.vocab import NodePhase, Phase, Reason, Worker
 from tests.workers.harness import server_fact
 
 
@@ -212,3 +212,20 @@ def test_the_story_of_a_yield_keeps_its_order_whatever_time_it_is():
     phases = (NodePhase.serving, NodePhase.yielding, NodePhase.waiting, NodePhase.loading)
     told = [n.title.split()[0] for phase in phases for n in reader.hear(server_fact(phase, at_s=start), gpus=revoked())]
     assert told == ["Serving", "Yielding", "Yielded"]
+
+
+def worker(name: Worker, phase: Phase = Phase.ready, detail: str = "") -> WorkerState:
+    return WorkerState(name=name, pid=1, phase=phase, restarts=0, since_at=0.0, detail=detail)
+
+
+def test_a_worker_in_quarantine_is_an_alarm_told_once_and_its_return_as_well():
+    fine = (worker(Worker.detector), worker(Worker.vllm))
+    assert consider(Told(), Seen(node="n1", workers=fine)) == ()
+    broken = Seen(node="n1", workers=(worker(Worker.detector), worker(Worker.vllm, Phase.failed, "killed by signal 9")))
+    (told,) = consider(Told(), broken)
+    assert told.alarm and told.title == "In quarantine on n1: vllm"
+    assert "killed by signal 9" in told.message and "llmwd-ctl reset" in told.message
+    later = after(Told(server="serving:x:1", tunnel="up"), told)
+    assert (later.server, later.tunnel) == ("serving:x:1", "up") and consider(later, broken) == ()
+    (back,) = consider(later, Seen(node="n1", workers=fine))
+    assert not back.alarm and consider(after(later, back), Seen(node="n1", workers=fine)) == ()
