@@ -49,6 +49,20 @@ class Journal:
         os.replace(self._path, self._path.with_suffix(".jsonl.1"))
 
 
+def read_journal(state: Path) -> list[bytes]:
+    """All lines that are kept, oldest first; none where there is no journal. Raises OSError where it cannot be read."""
+    path = state / "journal.jsonl"
+    files: dict[int, bytes] = {}
+    # The newest first: a rotation meanwhile makes files older, so it can show one twice, but hide none.
+    for each in (path, *(path.with_suffix(f".jsonl.{number}") for number in range(1, JOURNAL_KEEP + 1))):
+        try:
+            with each.open("rb") as file:
+                files.setdefault(os.fstat(file.fileno()).st_ino, file.read())
+        except FileNotFoundError:
+            continue
+    return [line for data in reversed(files.values()) for line in data.splitlines()]
+
+
 class _Quiet(logging.handlers.RotatingFileHandler):
     """A full or read-only disk must not fill the terminal with tracebacks from logging itself."""
 

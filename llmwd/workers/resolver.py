@@ -39,6 +39,7 @@ from llmwd.workers.prologs import Prologs
 from llmwd.workers.shortage import Memory
 from llmwd.workers.slurmdesk import SlurmDesk
 from llmwd.workers.standing import Standing
+from llmwd.workers.usage import Usage
 
 # Evidence older than this part of LEASE_TTL renews nothing.
 EVIDENCE_PART = 0.8
@@ -65,6 +66,7 @@ class Resolver:
         self.proof: ReleaseProof | None = None
         self.prologs = Prologs(shell, self._unproved, self.evaluate)
         self.standing = Standing(shell, self.evaluate)
+        self.usage = Usage(shell)
         self.gpus: tuple[GpuLike, ...] = ()
         self.map = GpuMap(certain=False, by_index={}, why="not known yet", uuids=(), likely={})
         self._published: GpusFact | None = None
@@ -308,6 +310,7 @@ class Resolver:
         if force or before is None or _quiet(before) != _quiet(fact) or self._renewed():
             self._told_until_s = self.lease.expires_s if self.lease is not None else 0.0
             self.shell.publish(fact)
+        self.usage.note(fact.gpus)
 
     def _renewed(self) -> bool:
         """Renewed by as much as is worth telling before the next beat: a manager that hangs then has the longer for it."""
