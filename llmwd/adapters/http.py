@@ -42,13 +42,30 @@ def probe(url: str, served_as: str, api_key: str | None, within_s: float) -> Ans
         return Answered(False, f"{type(error).__name__}: {error}", _tokens(url, 2.0))
 
 
+def requests_open(url: str, within_s: float) -> int | None:
+    """Requests that vLLM runs or has waiting at present, by its own count; None if it does not tell."""
+    text = _metrics(url, within_s)
+    counts = [_metric(text, f"vllm:num_requests_{state}") for state in ("running", "waiting")]
+    told = [count for count in counts if count is not None]
+    return int(sum(told)) if told else None
+
+
 def _tokens(url: str, within_s: float) -> float | None:
     """vLLM's counter of generated tokens: if it moves, the engine lives, however long the queue."""
+    return _metric(_metrics(url, within_s), "vllm:generation_tokens_total")
+
+
+def _metrics(url: str, within_s: float) -> str:
     try:
         status, text = _ask(url, "GET", "/metrics", None, None, within_s)
     except (OSError, http.client.HTTPException):
-        return None
-    counts = re.findall(r"^vllm:generation_tokens_total(?:\{[^}]*\})? ([0-9.e+]+)$", text, re.M) if status == 200 else []
+        return ""
+    return text if status == 200 else ""
+
+
+def _metric(text: str, name: str) -> float | None:
+    """The sum of a metric over its labels, None where it is not among Prometheus' lines."""
+    counts = re.findall(rf"^{re.escape(name)}(?:\{{[^}}]*\}})? ([0-9.e+]+)$", text, re.M)
     return sum(map(float, counts)) if counts else None
 
 

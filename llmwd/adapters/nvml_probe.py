@@ -194,8 +194,7 @@ class Driver:
                     used = process.usedGpuMemory
                     key = (process.pid, kind.lower())
                     if key not in found:
-                        jobs = sorted(job.decode() for job, _ in _jobs(process.pid))
-                        found[key] = {"pid": process.pid, "kind": kind.lower(), "used_bytes": used, "jobs": jobs}
+                        found[key] = {"pid": process.pid, "kind": kind.lower(), "used_bytes": used, "jobs": _jobs(process.pid)}
         return [found[key] for key in sorted(found)]
 
     def _listed(self, handle: Any, kind: str, may_refuse: bool) -> list[Any]:
@@ -219,12 +218,12 @@ class Driver:
         return []
 
 
-def _jobs(pid: int) -> set[tuple[bytes, bytes]]:
+def _jobs(pid: int) -> list[str]:
     """Slurm's jobs that the process belongs to, by its cgroup: here, because reading /proc can hang as well."""
     try:
-        return jobs_of(str(pid), "/proc")
+        return sorted({job.decode() for job, _ in jobs_of(str(pid), "/proc")[0]})
     except OSError:  # it has just ended
-        return set()
+        return []
 
 
 def pci_address(domain: int, bus: int, device: int) -> str:

@@ -44,10 +44,12 @@ class SourceView(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Track(msgspec.Struct, frozen=True):
-    """A job's first sign, and since when nothing but its folder shows it (None: something else does)."""
+    """A job's first sign, since when nothing but its folder shows it (None: something else does), and when each source
+    that shows it began to."""
 
     seen_s: float
     folder_only_s: float | None
+    since_s: Mapping[Source, float] = {}
 
 
 class Presence(msgspec.Struct, frozen=True, kw_only=True):
@@ -84,7 +86,10 @@ def take(state: Presence, look: Look, now_s: float) -> tuple[Presence, Change]:
     views = {**state.views, look.source: after}
     ids = {job for view in views.values() for job in view.jobs}
     beyond_folders = {job for source, view in views.items() if source not in FOLDER_SOURCES for job in view.jobs}
-    tracks = {job: _track(state.tracks.get(job), job in beyond_folders, now_s) for job in ids}
+    tracks = {
+        job: _track(state.tracks.get(job), job in beyond_folders, [s for s, view in views.items() if job in view.jobs], now_s)
+        for job in ids
+    }
     change = Change(
         arrived=frozenset(ids - state.tracks.keys()),
         gone=frozenset(state.tracks.keys() - ids),
@@ -107,12 +112,13 @@ def _view(before: SourceView, look: Look) -> SourceView:
     )
 
 
-def _track(before: Track | None, beyond_folder: bool, now_s: float) -> Track:
+def _track(before: Track | None, beyond_folder: bool, sources: Iterable[Source], now_s: float) -> Track:
     if before is None:
-        return Track(now_s, None if beyond_folder else now_s)
+        return Track(now_s, None if beyond_folder else now_s, dict.fromkeys(sources, now_s))
+    since_s = {source: before.since_s.get(source, now_s) for source in sources}
     if beyond_folder:
-        return Track(before.seen_s, None)
-    return Track(before.seen_s, now_s if before.folder_only_s is None else before.folder_only_s)
+        return Track(before.seen_s, None, since_s)
+    return Track(before.seen_s, now_s if before.folder_only_s is None else before.folder_only_s, since_s)
 
 
 def all_looked(state: Presence) -> bool:
@@ -152,7 +158,8 @@ def _seen(state: Presence, job: str) -> JobSeen:
     sources = tuple(source for source, view in state.views.items() if job in view.jobs)
     # A simulated job never hides a real one that has the same id: two sources, so Slurm is asked.
     gpus = state.views[sources[0]].jobs[job] if len(sources) == 1 else None
-    return JobSeen(id=job, sources=sources, seen_s=track.seen_s, gpus=gpus, empty=_empty(state, track))
+    lags_s = tuple(track.since_s.get(source, track.seen_s) - track.seen_s for source in sources)
+    return JobSeen(id=job, sources=sources, seen_s=track.seen_s, lags_s=lags_s, gpus=gpus, empty=_empty(state, track))
 
 
 def _empty(state: Presence, track: Track) -> bool:

@@ -6,12 +6,12 @@ back at the level before. What it still shows keeps the GPUs ours and dirty. A r
 reason to stay away; a driver that merely does not answer is not: then the GPUs are unknown anyway.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import msgspec
 
-from llmwd.messages import Lease, ReleaseProof, Revocation, ServerFact
-from llmwd.vocab import Reason
+from llmwd.messages import JobSeen, Lease, ReleaseProof, Revocation, ServerFact
+from llmwd.vocab import Reason, Source
 
 # A driver's own bookkeeping moves by some MiB; a context alone takes hundreds.
 SPARE_BYTES = 128 << 20
@@ -39,6 +39,15 @@ class OnGpu(msgspec.Struct, frozen=True, kw_only=True):
     strangers: bool = False
     used_bytes: int | None = None
     error: str = ""
+
+
+class Witnesses(msgspec.Struct, frozen=True):
+    """Who saw the job that ended a lease. lags: source -> seconds after `first`, which saw it at `seen_s`."""
+
+    job: str
+    first: str
+    seen_s: float
+    lags: dict[str, float]
 
 
 def begin(lease: Lease, revocation: Revocation) -> ReleaseProof:
@@ -101,7 +110,7 @@ def shows_leftovers(proof: ReleaseProof, shown: Mapping[str, OnGpu] | None) -> b
 
 def dirty(proof: ReleaseProof | None) -> dict[str, str]:
     """GPUs (UUIDs) that are not free because the last release is not proved, and what is left there."""
-    if proof is None or proof.gone_s is None or proof.proved_s is not None:
+    if proof is None or proof.proved_s is not None:
         return {}
     return dict.fromkeys(proof.uuids, proof.left or "the release is not proved yet")
 
@@ -148,3 +157,34 @@ def judge_at_s(proof: ReleaseProof, budget_s: float) -> float | None:
     if proof.judged or proof.proved_s is not None or proof.reason not in JUDGED:
         return None
     return proof.begun_s + budget_s + 0.001
+
+
+# Where slurmctld's reading came first it names no job: the one that appears within this time is it.
+SAME_JOB_WITHIN_S = 30.0
+
+
+def witnesses(
+    proof: ReleaseProof, revocation: Revocation, jobs: Sequence[JobSeen], node_saw_s: Mapping[int, float]
+) -> Witnesses | None:
+    """Who saw the job when; None where it cannot be told which job it was, or it is gone already.
+
+    node_saw_s: Slurm's GPU index -> since when slurmctld's readings say that it is allocated.
+    """
+    if revocation.job is not None:
+        found = [job for job in jobs if job.id == revocation.job]
+    else:
+        found = [job for job in jobs if 0 <= job.seen_s - revocation.revoked_s < SAME_JOB_WITHIN_S]
+    if len(found) != 1:
+        return None
+    job = found[0]
+    at_s = {source: job.seen_s + lag_s for source, lag_s in zip(job.sources, job.lags_s, strict=False)}
+    at_s |= dict.fromkeys([Source.gresused.value], min(told)) if (told := _told_s(proof, node_saw_s)) else {}
+    if not at_s:
+        return None
+    first = min(at_s, key=at_s.__getitem__)
+    lags = {source: when_s - at_s[first] for source, when_s in at_s.items() if source != first}
+    return Witnesses(job.id, first, at_s[first], lags)
+
+
+def _told_s(proof: ReleaseProof, node_saw_s: Mapping[int, float]) -> list[float]:
+    return [node_saw_s[index] for index in proof.gpus if index in node_saw_s]

@@ -66,10 +66,14 @@ class Driver:
             return {}
         if self._failure is not None:
             return {gpu.uuid: "" for gpu in self._gpus}
-        found: dict[str, str] = {}
-        for use in self._use.gpus if self._use else ():
+        if self._use is None:
+            return {}
+        # A GPU that is lost does not even tell its name any more.
+        told = {use.uuid for use in self._use.gpus}
+        found = {gpu.uuid: "" for gpu in self._gpus if gpu.uuid not in told}
+        for use in self._use.gpus:
             strangers = self._strangers(use)
-            if use.error:
+            if use.error and use.uuid:
                 found[use.uuid] = ""
             elif strangers:
                 found[use.uuid] = f"process {', '.join(map(str, strangers))} is on it"
@@ -112,7 +116,7 @@ class Driver:
         kind, within_s = ("use", USE_WITHIN_S) if self._gpus else ("inventory", INVENTORY_WITHIN_S)
         if kind == "use" and not self._watches:
             return
-        self._learn()
+        self.learn()
         failure = self._probe.ask(kind, within_s, now_s)
         if failure is not None:
             self._heard(failure)
@@ -160,7 +164,7 @@ class Driver:
 
     def _take_use(self, use: Use) -> None:
         # Our tree is looked at before the question and after the answer: what is new in between is ours as well.
-        self._learn()
+        self.learn()
         listed = {process.pid for gpu in use.gpus for process in gpu.processes}
         self._known = {pid: start for pid, start in self._known.items() if pid in listed or procs.alive(pid, start)}
         for pid in listed & self._known.keys():
@@ -180,6 +184,7 @@ class Driver:
             process.pid for process in use.processes if process.pid not in self._known and process.pid not in self._passing
         ]
 
-    def _learn(self) -> None:
-        if self.server_pid is not None:
+    def learn(self) -> None:
+        """Remember the processes of our tree: the driver may list one that ends before it is asked again."""
+        if self._watches and self.server_pid is not None:
             self._known |= {pid: found.start for pid, found in procs.walk(self.server_pid)}

@@ -24,7 +24,6 @@ from llmwd.messages import (
     JobsFact,
     Lease,
     ReleaseOrder,
-    ReleaseProof,
     Reply,
     ResumeOrder,
     Revocation,
@@ -37,6 +36,7 @@ from llmwd.workers.base import Boot, Shell, repeat_every_s
 from llmwd.workers.drivers import Driver
 from llmwd.workers.prologs import Prologs
 from llmwd.workers.shortage import Memory
+from llmwd.workers.proving import Proving
 from llmwd.workers.slurmdesk import SlurmDesk
 from llmwd.workers.standing import Standing
 from llmwd.workers.usage import Usage
@@ -63,7 +63,7 @@ class Resolver:
         self.memory = Memory()
         self.blocked: Reason | None = Reason.starting
         self.detail = ""
-        self.proof: ReleaseProof | None = None
+        self.proving = Proving(shell)
         self.prologs = Prologs(shell, self._unproved, self.evaluate)
         self.standing = Standing(shell, self.evaluate)
         self.usage = Usage(shell)
@@ -86,7 +86,8 @@ class Resolver:
             return
         fact = envelope.fact
         self.epoch = fact.epoch
-        self.revocation, self.proof = fact.revocation, fact.proof
+        self.revocation = fact.revocation
+        self.proving.adopt(fact.proof, fact.revocation)
         self.memory.adopt(fact.memory)
         self.free_since = {gpu.uuid: gpu.free_since_s for gpu in fact.gpus}
         self.prologs.adopt(fact)
@@ -135,6 +136,7 @@ class Resolver:
         self.server, self.manager_lost = fact, False
         self.driver.server_pid = fact.holder_pid
         self.evaluate()
+        self.driver.learn()  # after it: nothing of this may keep a decision waiting
 
     def on_beat(self) -> None:
         self.driver.beat()
@@ -177,7 +179,10 @@ class Resolver:
             self._see()
         views = self.claims.views(now_s)
         holding = self._holding()
-        dirty = dict.fromkeys(holding, "processes of ours may still be there") | releases.dirty(self.proof)
+        if self.proving.follow(self.server, self.manager_lost, self.driver.shown(), now_s):
+            self.driver.beat_soon()
+        self.proving.node_uses(self.claims.used_by_node(), now_s)
+        dirty = dict.fromkeys(holding, "processes of ours may still be there") | releases.dirty(self.proving.proof)
         self.occupants = leases.occupy(self.map, views, self.claims.used_by_node(), self.driver.foreign(), dirty)
         self.free_since = leases.free_since(self.free_since, self.map.uuids, self.occupants, now_s)
         situation = Situation(
@@ -195,57 +200,27 @@ class Resolver:
         self.lease, self.blocked, self.detail = decision.lease, decision.blocked, decision.detail
         if decision.revocation is not None:
             self.revocation = decision.revocation
-            self.proof = releases.begin(leased, decision.revocation)
-        self._follow_release(now_s)
+            self.proving.begin(leased, decision.revocation)
         if decision.granted:
             self.epoch = decision.lease.epoch
         self._publish(now_s, views, force=repeat or decision.granted or decision.revocation is not None)
         self._tell(decision)
         self.prologs.settle(now_s)
         self._arrange(now_s, decision)
-        self._park_if_broken(now_s, views)
+        self._park_if_wrong(now_s, views)
 
-    def _follow_release(self, now_s: float) -> None:
-        """Take in what the manager and the driver say of the release that is under way."""
-        before = self.proof
-        if before is None or before.proved_s is not None:
-            return
-        if self.server is not None and self.revocation is not None:
-            self.proof = releases.server_says(before, self.server, self.revocation.revoked_s, self.manager_lost)
-        self.proof = releases.driver_says(self.proof, self.driver.shown(), now_s)
-        if self.proof.proved_s is not None:
-            took_s = releases.took_s(self.proof, now_s)
-            budget_s = self.settings.yield_budget_s
-            self.shell.journal.write(
-                "release_proved", epoch=self.proof.epoch, gpus=self.proof.gpus, reason=self.proof.reason, job=self.proof.job,
-                begun_s=self.proof.begun_s, gone_s=self.proof.gone_s, proved_s=self.proof.proved_s, took_s=took_s,
-                budget_s=budget_s, within_budget=not self.proof.judged and took_s <= budget_s,
-            )  # fmt: skip
-        elif self.proof.gone_s is not None:
-            self.driver.beat_soon()
-
-    def _park_if_broken(self, now_s: float, views: tuple[JobView, ...]) -> None:
+    def _park_if_wrong(self, now_s: float, views: tuple[JobView, ...]) -> None:
         """Our own reasons to stay away until the operator has looked: last, because it decides anew."""
-        wrong = contradiction(
-            self.map, {view.id: view.gpus for view in views if view.gpus is not None and not view.covered and not view.pending},
-            self.driver.jobs_on(),
-        )  # fmt: skip
+        exact = {view.id: view.gpus for view in views if view.gpus is not None and not view.covered and not view.pending}
+        wrong = contradiction(self.map, exact, self.driver.jobs_on())
         hold = self.standing.hold
         if wrong and (hold is None or hold.reason is not Reason.map_contradicted):
             self.standing.park(Reason.map_contradicted, wrong)
             return
-        proof = self.proof
-        if proof is None:
-            return
-        leftovers = releases.shows_leftovers(proof, self.driver.shown())
-        why = releases.broken(proof, leftovers, self.settings.yield_budget_s, now_s)
+        why, judge_at_s = self.proving.judge(self.driver.shown(), self.settings.yield_budget_s, now_s)
         if why:
-            self.proof = msgspec.structs.replace(proof, judged=True)
-            self.shell.journal.write("budget_broken", epoch=proof.epoch, job=proof.job, left=proof.left, detail=why)
             self.standing.park(Reason.budget_broken, why)
-            return
-        judge_at_s = releases.judge_at_s(proof, self.settings.yield_budget_s)
-        if judge_at_s is not None and judge_at_s > now_s:
+        elif judge_at_s is not None and judge_at_s > now_s:
             self.shell.at("budget", judge_at_s, self.evaluate)
 
     def _arrange(self, now_s: float, decision: leases.Decision) -> None:
@@ -269,7 +244,7 @@ class Resolver:
 
     def _unproved(self, gpus: tuple[int, ...]) -> str:
         """Why it cannot be said that nothing of ours is on the GPUs that a job with these indices may have."""
-        return releases.unproved(self.map.claimed(gpus), self.lease, self.proof, self.server, self._holding())
+        return releases.unproved(self.map.claimed(gpus), self.lease, self.proving.proof, self.server, self._holding())
 
     def _evidence(self, now_s: float) -> Evidence:
         renew_why = self._detector_why(now_s)
@@ -303,7 +278,7 @@ class Resolver:
                 for view in views
             ),
             sources=sources, hold=self.standing.hold, blocked=self.blocked, detail=self.detail,
-            node_states=self.desk.node_states(), epoch=self.epoch, proof=self.proof, map_certain=self.map.certain,
+            node_states=self.desk.node_states(), epoch=self.epoch, proof=self.proving.proof, map_certain=self.map.certain,
             map_why=self.map.why, memory=self.memory.fact, at_s=now_s,
         )
         before, self._published = self._published, fact
@@ -332,9 +307,11 @@ class Resolver:
             gone = decision.revocation
             self.shell.log.warning("lease %d revoked: %s (%s)", gone.epoch, gone.reason, gone.detail)
             self.shell.journal.write("lease_revoked", **msgspec.to_builtins(gone))
+            self.shell.at("witnesses", self.proving.witnesses_at_s(), lambda: self.proving.tell_witnesses(self.jobs))
         if decision.granted:
             self.shell.log.info("lease %d granted: GPUs %s", self.epoch, list(decision.lease.gpus))
             self.shell.journal.write("lease_granted", epoch=self.epoch, gpus=decision.lease.gpus)
+        self.proving.tell(self.settings.yield_budget_s, time.monotonic())
 
 
 def _quiet(fact: GpusFact) -> GpusFact:

@@ -45,6 +45,7 @@ from llmwd.messages import (
 from llmwd.vocab import NodePhase, Phase, Reason, Worker
 from llmwd.workers.base import Boot, Shell, repeat_every_s
 from llmwd.workers.neighbour import Neighbour
+from llmwd.workers.load import Load
 from llmwd.workers.readiness import Readiness
 from llmwd.workers.service import Service
 
@@ -73,6 +74,7 @@ class Manager:
         self.ready_at: float | None = None
         self.releasing: Reason | None = None
         self.readiness = Readiness(shell, self._ready, self._wedged)
+        self.load = Load(shell)
         self.neighbour = Neighbour(shell)
         self.released: Released | None = None
         self._shown: tuple[NodePhase, Reason] | None = None
@@ -98,6 +100,8 @@ class Manager:
             self.service.adopted(ready=self.ready_at is not None)
             self.shell.log.info("vLLM (pid %s) taken over, %s", state.server_pid, self.service.life.phase)
             self._ask_whether_it_answers(ready=self.ready_at is not None)
+            if self.ready_at is not None:
+                self.load.begin(self.url)
         self.reconcile()
 
     def on_gpus(self, fact: GpusFact) -> None:
@@ -246,6 +250,7 @@ class Manager:
             self.released = Released(epoch=self.tree_lease.epoch, gone_s=gone_s)
         self._journal_release(state, asked)
         shutil.rmtree(self.rpc_folder, ignore_errors=True)
+        self.load.end()
         self.readiness.end()
         self.neighbour.gone()
         self.tree_lease = self.tree_gpus = self.recipe = self.url = self.started_at = self.ready_at = None
@@ -274,7 +279,8 @@ class Manager:
         else:  # the holder was lost, and what it left was killed
             now_s = time.monotonic()
             parts |= {"signalled_s": None, "model_gone_s": now_s, "gone_s": now_s, "killed_s": now_s}
-        self.shell.journal.write("released", reason=self.releasing, epoch=lease_epoch, gpus=self.tree_gpus, **parts)
+        cut = {"requests": self.load.requests, "requests_looked_s": self.load.looked_s}  # as of the last look
+        self.shell.journal.write("released", reason=self.releasing, epoch=lease_epoch, gpus=self.tree_gpus, **parts, **cut)
         took_s = parts["gone_s"] - (parts["signalled_s"] or parts["gone_s"])
         self.shell.log.info("GPUs %s are given back, %.3f s after the signal", list(self.tree_gpus or ()), took_s)
 
@@ -295,6 +301,7 @@ class Manager:
         self.shell.journal.write("server_ready", profile=self.started_profile.name, took_s=took_s, url=self.url)
         self.service.remember(self._note())
         self.service.proved()
+        self.load.begin(self.url)
 
     # --- what a next incarnation needs to know -------------------------------------------------------------
 

@@ -30,7 +30,9 @@ ALLOWED = {
     "bench": {"bench"},
 }
 # Of the workers' folder, what is no worker but a shell that workers share, or a part of one worker's shell.
-SHARED_SHELLS = {"base", "service", "slurmdesk", "drivers", "readiness", "neighbour", "shortage", "standing", "prologs", "usage"}
+SHARED_SHELLS = {
+    "base", "service", "slurmdesk", "drivers", "readiness", "neighbour", "shortage", "standing", "prologs", "proving", "load", "usage",
+}  # fmt: skip
 DOORS = {
     "zmq": {"adapters/bus.py", "adapters/desk.py", "workers/base.py"},  # base: the loop's poller and its context
     "pynvml": {"adapters/nvml_probe.py"},

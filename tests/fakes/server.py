@@ -35,6 +35,7 @@ FLAGS = {  # name: (type, meaning)
     "token-every": (float, "seconds between the tokens of a stream (default 0.02)"),
     "chatter": (int, "this many lines of output before anything else"),
 }
+open_now = {"requests": 0, "looks": 0}
 pids: dict[str, list[int]] = {"engine": [], "tracker": [], "grandchild": [], "children": []}
 
 
@@ -158,10 +159,29 @@ class Handler(BaseHTTPRequestHandler):
         elif self.path == "/v1/models":
             data = [{"id": name, "object": "model", "owned_by": "vllm", "root": self.args.model} for name in self.names]
             self.answer(200, {"object": "list", "data": data})
+        elif self.path == "/metrics":
+            open_now["looks"] += 1
+            labels = f'engine="0",model_name="{self.names[0]}"'
+            values = {"vllm:num_requests_running": open_now["requests"], "vllm:num_requests_waiting": 0, "fake:looks": open_now["looks"]}
+            self.text("".join(f"{name}{{{labels}}} {float(value)}\n" for name, value in values.items()))
         else:
             self.answer(404, {"detail": "Not Found"})
 
     def do_POST(self) -> None:
+        open_now["requests"] += 1
+        try:
+            self.post()
+        finally:
+            open_now["requests"] -= 1
+
+    def text(self, body: str) -> None:
+        self.send_response(200)
+        self.send_header("Content-Type", "text/plain; version=0.0.4; charset=utf-8")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body.encode())
+
+    def post(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         if self.refused():
             return

@@ -1,10 +1,13 @@
 """Slurm's jobs come first: which of them make us yield, that nothing delays it, and that the model comes back."""
 
+import itertools
+import json
 import os
 import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.request import Request, urlopen
 
 import pytest
 
@@ -222,3 +225,32 @@ def test_a_read_only_disk_delays_no_yield(full_disk: Path, tmp_path: Path) -> No
             subprocess.run(["umount", "-l", full_disk], check=True)
     finally:
         tree.close()
+
+
+def test_the_journal_says_who_saw_the_job_and_how_many_requests_were_cut(supervised: Start) -> None:
+    tree = supervised(profile={"FAKE_TOKEN_EVERY": 0.5})
+    tree.serving()
+    body = json.dumps({"model": "fake", "prompt": "a", "max_tokens": 1000, "stream": True}).encode()
+    streams = []
+    for _ in range(3):
+        asked = Request(f"http://127.0.0.1:{tree.port}/v1/completions", body, {"Content-Type": "application/json"})
+        streams.append(urlopen(asked))
+    looks, ours = looked(tree), itertools.count(1)
+    # One look of the manager's may have begun before the last stream: the second one after it has not.
+    wait_until(lambda: looked(tree) - next(ours) >= looks + 2, 60, every_s=0.5, what="two looks of the manager at the load")
+    tree.job(1, "7")
+    gone(tree)
+    released = wait_until(lambda: tree.journal("released"), 10)[-1]
+    assert released["requests"] == 3 and released["requests_looked_s"] < released["revoked_s"]
+    proved = wait_until(lambda: tree.journal("release_proved"), 10)[-1]
+    assert proved["job"] == "1" and proved["within_budget"] and proved["proved_s"] == released["gone_s"]
+    seen = wait_until(lambda: tree.journal("job_seen"), 10)[-1]
+    assert (seen["job"], seen["first"], seen["lags"], seen["seen_s"]) == ("1", "sim", {}, proved["begun_s"])
+    for stream in streams:
+        stream.close()
+
+
+def looked(tree: Supervised) -> int:
+    """How often the server's counters have been read, by us as well."""
+    text = urlopen(f"http://127.0.0.1:{tree.port}/metrics").read().decode()
+    return int(float(next(line for line in text.splitlines() if line.startswith("fake:looks")).split()[-1]))

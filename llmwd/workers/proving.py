@@ -1,0 +1,84 @@
+"""The resolver's watch over a release: who saw the job first, when the GPUs are proved free of us, and the budget.
+
+Decided in core/release.py. Nothing here is in the way of a yield: the journal is written after the facts are out.
+"""
+
+import time
+from collections.abc import Mapping
+from typing import ClassVar
+
+import msgspec
+
+from llmwd.core import release
+from llmwd.core.release import OnGpu
+from llmwd.messages import JobsFact, Lease, ReleaseProof, Revocation, ServerFact
+from llmwd.workers.base import Shell
+
+
+class Proving:
+    """`proof`: how the last release stands, None before the first."""
+
+    WITNESSES_AFTER_S: ClassVar[float] = 1.0  # by then the quick sources have seen the job, too
+
+    def __init__(self, shell: Shell):
+        self._shell = shell
+        self.proof: ReleaseProof | None = None
+        self._revocation: Revocation | None = None
+        self._node_saw_s: dict[int, float] = {}
+        self._told = True
+
+    def adopt(self, proof: ReleaseProof | None, revocation: Revocation | None) -> None:
+        """Go on where our last incarnation was."""
+        self.proof, self._revocation = proof, revocation
+        self._told = proof is None or proof.proved_s is not None
+
+    def node_uses(self, used: frozenset[int], now_s: float) -> None:
+        """What slurmctld says is allocated on the node."""
+        self._node_saw_s = {index: self._node_saw_s.get(index, now_s) for index in used}
+
+    def begin(self, lease: Lease, revocation: Revocation) -> None:
+        self.proof, self._revocation, self._told = release.begin(lease, revocation), revocation, False
+
+    def follow(self, server: ServerFact | None, lost: bool, shown: Mapping[str, OnGpu] | None, now_s: float) -> bool:
+        """Take in what the manager and the driver say; True: the driver is to be asked once more."""
+        if self.proof is None or self.proof.proved_s is not None:
+            return False
+        if server is not None and self._revocation is not None:
+            self.proof = release.server_says(self.proof, server, self._revocation.revoked_s, lost)
+        self.proof = release.driver_says(self.proof, shown, now_s)
+        return self.proof.gone_s is not None and self.proof.proved_s is None
+
+    def tell(self, budget_s: float, now_s: float) -> None:
+        """The journal's line about a release that is newly proved."""
+        proof = self.proof
+        if proof is None or proof.proved_s is None or self._told:
+            return
+        self._told = True
+        took_s = release.took_s(proof, now_s)
+        self._shell.journal.write(
+            "release_proved", epoch=proof.epoch, gpus=proof.gpus, reason=proof.reason, job=proof.job,
+            begun_s=proof.begun_s, gone_s=proof.gone_s, proved_s=proof.proved_s, took_s=took_s,
+            budget_s=budget_s, within_budget=not proof.judged and took_s <= budget_s,
+        )  # fmt: skip
+
+    def tell_witnesses(self, jobs: JobsFact | None) -> None:
+        """The journal's line about who saw the job when."""
+        seen = release.witnesses(self.proof, self._revocation, jobs.jobs if jobs else (), self._node_saw_s)
+        if seen is not None:
+            self._shell.journal.write("job_seen", epoch=self.proof.epoch, **msgspec.to_builtins(seen))
+
+    def judge(self, shown: Mapping[str, OnGpu] | None, budget_s: float, now_s: float) -> tuple[str, float | None]:
+        """(why the budget is broken, "" if it is not; when to look again)."""
+        if self.proof is None:
+            return "", None
+        why = release.broken(self.proof, release.shows_leftovers(self.proof, shown), budget_s, now_s)
+        if why:
+            left = self.proof.left
+            self.proof = msgspec.structs.replace(self.proof, judged=True)
+            self._shell.journal.write(
+                "budget_broken", epoch=self.proof.epoch, job=self.proof.job, left=left, budget_s=budget_s, detail=why
+            )
+        return why, release.judge_at_s(self.proof, budget_s)
+
+    def witnesses_at_s(self) -> float:
+        return time.monotonic() + self.WITNESSES_AFTER_S

@@ -1,0 +1,198 @@
+"""The whole tree with a driver: the real pynvml on a stand-in libnvidia-ml.so.1, whose world the test writes.
+
+The jobs are simulated, the GPUs are the stand-in's. The stand-in lists what the test says, with any pid.
+"""
+
+import os
+import subprocess
+import sys
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from llmwd.adapters.cgroups import read_mounts
+from tests.fakes.nvml import FakeDriver, build
+from tests.tree.supervised import Supervised
+from tests.waiting import wait_until
+
+MIB = 1 << 20
+# Index, minor and PCI order agree.
+FOUR = tuple(f"gpu uuid=GPU-{i} minor={i} pci=00000000:{i + 1:02X}:00.0 memory={90000 * MIB} used={400 * MIB}" for i in range(4))
+Start = Callable[..., tuple[Supervised, FakeDriver]]
+
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build(tmp_path_factory.mktemp("nvml"))
+
+
+@pytest.fixture
+def driven(library: Path, tmp_path: Path) -> Iterator[Start]:
+    """driven(*lines of the world, **settings): a tree on that driver's GPUs, serving on two of them by default."""
+    made: list[Supervised] = []
+
+    def make(*world: str, **settings: object) -> tuple[Supervised, FakeDriver]:
+        driver = FakeDriver(library, tmp_path / "world")
+        driver.write(*(world or FOUR))
+        environ = {name: value for name, value in driver.env().items() if name not in os.environ or name == "LD_LIBRARY_PATH"}
+        wished = {"SIM_GPUS": 0, "DETECTION": "sim,nvml", "LEASE_TTL": 4, "RESUME_AFTER": 0.2, **settings}
+        gpus = wished.pop("profile_gpus", 2)
+        tree = Supervised(tmp_path / "tree", wished, {"FAKE_ENGINE": 1, "NUM_GPUS": gpus}, environ=environ)
+        made.append(tree)
+        return tree.start(), driver
+
+    yield make
+    for tree in made:
+        tree.close()
+
+
+@pytest.fixture
+def stranger() -> Iterator[int]:
+    """The pid of a process that is not llmwd's."""
+    child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    yield child.pid
+    child.communicate()
+
+
+def on(gpu: int, pid: int, **more: object) -> str:
+    return f"process gpu={gpu} pid={pid} used={500 * MIB}" + "".join(f" {key}={value}" for key, value in more.items())
+
+
+def holder_of(status: dict, index: int) -> str:
+    return next(gpu["holder"] for gpu in status["gpus"] if gpu["index"] == index)
+
+
+def test_a_process_of_ours_is_ours_and_a_strangers_is_a_yield_and_keeps_a_free_gpu_from_us(driven: Start, stranger: int) -> None:
+    tree, driver = driven()
+    status = tree.serving_on(2, 3)
+    driver.write(*FOUR, on(2, status["server"]["pid"], while_alive=1), on(3, status["server"]["pid"], while_alive=1), on(0, stranger))
+    tree.until(lambda status: holder_of(status, 0) == "other", what="the stranger on GPU 0 seen")
+    now = tree.status()  # neither our own process nor his was a reason
+    assert now["phase"] == "serving" and now["server"]["pid"] == status["server"]["pid"]
+    driver.add(on(3, stranger))
+    status = tree.until(lambda status: status["phase"] == "waiting", what="a yield to the stranger")
+    assert status["reason"] == "gpu_in_use" and str(stranger) in status["detail"]
+    driver.write(*FOUR, on(3, stranger))
+    tree.serving_on(1, 2)  # not 3, where he still is
+
+
+def test_what_the_driver_still_lists_keeps_the_gpus_dirty_and_breaks_the_budget_until_resume(driven: Start) -> None:
+    tree, driver = driven(YIELD_BUDGET=1, profile_gpus=4)
+    pid = tree.serving_on(0, 1, 2, 3)["server"]["pid"]
+    ghost = on(3, pid)  # stays listed when the process is long gone
+    driver.add(ghost)
+    tree.job(1, "3")
+    status = tree.phase("held")
+    assert status["reason"] == "budget_broken" and f"still lists our process {pid}" in status["detail"]
+    assert status["hold"]["reason"] == "budget_broken" and status["hold"]["until"] is None
+    assert status["release"]["proved"] is False and str(pid) in status["release"]["left"]
+    tree.job_over(1)
+    tree.until(lambda status: not status["jobs"] and holder_of(status, 3) == "llmwd", what="GPU 3 ours and dirty, not free")
+    assert "YIELD_BUDGET" in tree.ctl("status").stdout and wait_until(lambda: tree.journal("budget_broken"), 10)
+    driver.remove(ghost)
+    proved = tree.until(lambda status: status["release"]["proved"], what="the proof")["release"]
+    assert proved["took_s"] > 1 and wait_until(lambda: tree.journal("release_proved"), 10)[-1]["within_budget"] is False
+    assert tree.status()["phase"] == "held"
+    tree.ctl("resume")
+    tree.serving_on(0, 1, 2, 3)
+
+
+def test_memory_that_is_not_back_delays_the_proof_and_within_the_budget_it_is_no_more(driven: Start) -> None:
+    tree, driver = driven(YIELD_BUDGET=60, profile_gpus=4)
+    tree.serving_on(0, 1, 2, 3)
+    full = FOUR[3].replace(f"used={400 * MIB}", f"used={80000 * MIB}")
+    driver.write(*FOUR[:3], full)
+    tree.job(1, "3")
+    status = tree.until(lambda status: status["release"] and "79600 MiB more" in status["release"]["left"], what="the memory missed")
+    assert not status["release"]["proved"]
+    tree.job_over(1)
+    driver.write(*FOUR)
+    tree.serving_on(0, 1, 2, 3)
+    line = wait_until(lambda: tree.journal("release_proved"), 10)[-1]
+    assert line["within_budget"] and line["begun_s"] <= line["gone_s"] < line["proved_s"]
+
+
+@pytest.mark.parametrize(
+    ("fault", "words"),
+    [
+        ("hang nvmlDeviceGetMemoryInfo", "did not answer in time"),
+        ("fail nvmlInitWithFlags 18", "different versions"),
+        ("fail all 15 gpu=3", "the driver does not answer"),
+    ],
+)
+def test_a_driver_that_hangs_fails_or_loses_a_gpu_is_a_yield_with_the_reason_and_never_the_end_of_us(
+    driven: Start, fault: str, words: str
+) -> None:
+    tree, driver = driven(profile_gpus=4)
+    before = tree.serving_on(0, 1, 2, 3)
+    driver.add(fault)
+    status = tree.until(
+        lambda status: status["server"]["pid"] is None or status["lease"] and 3 not in status["lease"]["gpus"], 40, "a yield"
+    )
+    assert wait_until(lambda: tree.journal("lease_revoked"), 10)[-1]["reason"] == "gpu_unknown"
+    assert words in str(status) or words in (tree.state / "logs" / "resolver.log").read_text()
+    driver.remove(fault)
+    after = tree.serving_on(0, 1, 2, 3)  # by itself: a driver that did not answer breaks no budget
+    assert {w["name"]: w["restarts"] for w in after["workers"]} == {w["name"]: w["restarts"] for w in before["workers"]}
+
+
+def test_where_the_orders_differ_the_union_of_the_candidates_is_claimed_until_gpu_map_settles_it(driven: Start) -> None:
+    minors = {0: 3, 1: 2, 2: 1, 3: 0}
+    mixed = [FOUR[i].replace(f"minor={i}", f"minor={minor}") for i, minor in minors.items()]
+    tree, _ = driven(*mixed, NUM_GPUS=2)
+    status = tree.serving_on(2, 3)
+    assert status["gpu_map"]["certain"] is False and "GPU_MAP" in tree.ctl("status").stdout
+    tree.job(1, "0")  # GPU-0 by PCI order, GPU-3 by minor numbers: both count
+    tree.serving_on(1, 2)
+    tree.job_over(1)
+    tree.write_settings(GPU_MAP="0=0,1=1,2=2,3=3")
+    tree.ctl("reload")
+    tree.until(lambda status: status["gpu_map"]["certain"] and "GPU_MAP says so" in status["gpu_map"]["why"], what="the settled map")
+    tree.job(2, "0")
+    tree.until(lambda status: holder_of(status, 0) == "slurm" and holder_of(status, 3) != "slurm", what="only GPU 0 claimed")
+
+
+@pytest.fixture
+def process_of_a_job() -> Iterator[int]:
+    """A process in a cgroup that is named as Slurm names a job's, below one that no detector looks into."""
+    mount = next((mount for mount in read_mounts() if mount.version == 2), None) or read_mounts()[0]
+    parts = ["slurmstepd.scope", "job_7"] if mount.version == 2 else ["slurm", "uid_0", "job_7"]
+    folders = [Path(mount.point) / f"llmwd-test-{uuid.uuid4().hex}"]
+    for part in parts:
+        folders.append(folders[-1] / part)
+    child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    try:
+        for folder in folders:
+            folder.mkdir()
+        (folders[-1] / "cgroup.procs").write_text(str(child.pid))
+        yield child.pid
+    finally:
+        child.communicate()
+        for folder in reversed(folders):
+            wait_until(lambda folder=folder: _removed(folder), 10, what=f"removal of {folder}")
+
+
+def _removed(folder: Path) -> bool:
+    try:
+        folder.rmdir()
+    except FileNotFoundError:
+        return True
+    except OSError:
+        return False
+    return True
+
+
+def test_a_jobs_process_on_a_gpu_that_is_not_the_jobs_by_the_map_makes_us_give_everything_back(
+    driven: Start, process_of_a_job: int
+) -> None:
+    tree, driver = driven()
+    tree.serving_on(2, 3)
+    tree.job(7, "0")
+    tree.until(lambda status: holder_of(status, 0) == "slurm")
+    assert tree.status()["phase"] == "serving"
+    driver.add(on(1, process_of_a_job))  # not on a GPU of ours, and yet nothing is certain any more
+    status = tree.phase("held")
+    assert status["reason"] == "map_contradicted" and "job 7" in status["detail"] and "GPU_MAP" in status["detail"]
+    assert tree.status()["lease"] is None
