@@ -5,6 +5,7 @@ an error. Hence whole snapshots, repeated, and XPUB: it sees every new subscript
 current snapshot, so a late or restarted reader is never blind.
 """
 
+import errno
 import itertools
 import os
 import time
@@ -51,13 +52,18 @@ class Publisher:
         self.socket.bind(bus_endpoint(runtime, worker))
 
     def publish(self, fact: Fact) -> str | None:
-        """Send and retain; the error's text if it could not be retained (the bus has it all the same)."""
+        """Send and retain; the error's text if it could not be retained (the bus has it all the same).
+
+        Raises OSError without any file descriptor left: the worker's next incarnation has them again.
+        """
         envelope = Envelope(sender=self._worker, pid=os.getpid(), epoch=self._epoch, seq=next(self._seq), fact=fact)
         self._last = msgspec.msgpack.encode(envelope)
         self._send()
         try:
             retain_fact(self._runtime, self._worker, self._last)
         except OSError as error:
+            if error.errno == errno.EMFILE:
+                raise
             return f"the latest fact could not be written to {self._runtime}: {error.strerror}"
         return None
 

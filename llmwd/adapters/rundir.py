@@ -85,7 +85,10 @@ def make_private(path: Path, what: str) -> None:
     if found.st_uid != os.getuid():
         raise DirError(f"the {what} folder {path} belongs to uid {found.st_uid}, not to us: name another folder")
     if found.st_mode & 0o077:
-        path.chmod(0o700)
+        try:
+            path.chmod(0o700)
+        except OSError as error:
+            raise DirError(f"the {what} folder {path} cannot be made private: {error.strerror}") from error
 
 
 def prepare(dirs: Dirs) -> None:

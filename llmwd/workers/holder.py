@@ -45,6 +45,7 @@ FIRST_WORD_WITHIN_S = 2.0  # an end before the first connection waits this long 
 LAST_WORD_WITHIN_S = 1.0  # the last state counts as read if a reader closes in order within this time
 SETTLE_WITHIN_S = 0.3
 LOG_WITHIN_S = 1.0  # how long the log may take to be written after the end
+RENEW_MOST_S = 300.0  # the longest LEASE_TTL; who asks for more has it wrong, and must not switch the dead man's switch off
 WATCHED_MOST = 128  # pidfds held at once; further processes are looked at on every turn
 
 
@@ -326,7 +327,7 @@ class Holder:
             elif not newest:
                 self.log.say(f"{kind!r} on an older connection was ignored")
             elif kind == "renew":
-                self.state["expires_s"] = _seconds(order["expires_s"])
+                self.state["expires_s"] = min(_seconds(order["expires_s"]), time.monotonic() + RENEW_MOST_S)
             elif kind == "note":
                 self.state["note"] = dict(order["note"].items())
                 self._publish()

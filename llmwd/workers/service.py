@@ -6,6 +6,7 @@ is followed by a restart, is decided in core/lifecycle.py and core/restart.py.
 """
 
 import contextlib
+import errno
 import os
 import random
 import signal
@@ -132,6 +133,8 @@ class Service:
             write_atomic(self._tree_path, msgspec.json.encode(_Tree(marker)))
             process = holding.launch(spec, root_fd)
         except OSError as error:
+            if error.errno == errno.EMFILE:  # only another incarnation of ours has file descriptors again
+                raise
             self.cannot_start(f"its holder cannot be started: {error}")
             return
         self._holder = process.pid, procs.start_ticks(process.pid) or 0

@@ -221,6 +221,8 @@ class Manager:
         courtesy = self.neighbour.wish(settings, self.gpus, lease.gpus)
         root_fd = self.shell.boot.root_fd
         self.service.start(argv, env, lease.expires_s, settings.yield_grace_s, root_fd, self._note(), courtesy)
+        if not self.service.alive:
+            return  # told as a death already
         self.shell.journal.write("server_started", profile=profile.name, gpus=lease.gpus, epoch=lease.epoch)
         self._ask_whether_it_answers(ready=False)
         started_s = time.monotonic()

@@ -1,10 +1,20 @@
 """Faults of our own that the random ones (test_chaos.py) do not reach on purpose, each judged by what must be true."""
 
+import json
+import os
+import resource
 import signal
+import socket
+import time
+from pathlib import Path
 
+import msgspec
 import pytest
+import zmq
 
-from llmwd.adapters import procs
+from llmwd.messages import ResetOrder, SwitchOrder, YieldOrder
+from tests.fakes.ntfy import NtfyServer
+from tests.fakes.wallclock import WallClock
 from tests.tree.conftest import Start
 from tests.tree.supervised import WORKERS, Supervised
 from tests.waiting import wait_until
@@ -30,3 +40,157 @@ def test_nothing_is_left_when_all_who_would_clear_up_die_in_the_same_instant(sup
     assert len(servers(tree)) >= 14
     at_one_blow(tree, *killed)
     wait_until(lambda: not tree.left(), 15, every_s=0.05, what=f"the end of {tree.left()}")
+
+
+def gone(tree: Supervised, within_s: float) -> None:
+    wait_until(lambda: not servers(tree), within_s, what=f"the end of the server {servers(tree)}")
+
+
+def bound_s(tree: Supervised) -> float:
+    """When a server must be gone whatever is broken, with time for a busy machine."""
+    return tree.settings["LEASE_TTL"] + 1 + 4
+
+
+# The others are left to chance.
+PAIRS = (("vllm", "holder"), ("root", "holder"), ("root", "vllm"), ("detector", "resolver"), ("resolver", "vllm"))
+
+
+def test_whichever_two_of_ours_hang_a_job_gets_its_gpus_within_the_leases_time(supervised: Start) -> None:
+    """One after the other on one tree, and it always serves again once they go on."""
+    tree = supervised({"FAKE_ENGINE": 1}, LEASE_TTL=4, RESTART_INTENSITY=1000)
+    for number, pair in enumerate(PAIRS):
+        tree.all_ready()
+        stopped = [pid for name, pid in {**tree.pids(), "holder": tree.server_fact().holder_pid}.items() if name in pair]
+        tree.signal(" ".join(pair), signal.SIGSTOP)
+        tree.job(number, "0-7")
+        gone(tree, bound_s(tree))
+        for pid in stopped:
+            tree.signal_pid(pid, signal.SIGCONT)
+        tree.job_over(number)
+
+
+def test_a_server_that_falls_silent_is_killed_and_started_again(supervised: Start) -> None:
+    """Healthy by its own word, and nothing is answered: not a model that serves."""
+    tree = supervised({"FAKE_SILENT_AFTER": 2, "FAKE_ENGINE": 1}, PROBE_INTERVAL=0.4)
+    before = tree.serving()["server"]["pid"]
+    tree.until(lambda status: status["server"]["deaths"] == 1)
+    assert "answers nothing" in tree.journal("server_died")[0]["how"]
+    assert tree.serving()["server"]["pid"] != before
+
+
+@pytest.mark.parametrize("limit", [resource.RLIMIT_NOFILE, resource.RLIMIT_AS], ids=["files", "memory"])
+def test_workers_without_files_or_memory_left_yield_all_the_same(supervised: Start, limit: int) -> None:
+    tree = supervised({"FAKE_ENGINE": 1}, LEASE_TTL=4, RESTART_INTENSITY=1000)
+    tree.all_ready()
+    for name in ("detector", "resolver", "vllm"):
+        pid = tree.pids()[name]
+        used = max(map(int, os.listdir(f"/proc/{pid}/fd"))) + 1
+        if limit == resource.RLIMIT_AS:
+            used = int(Path(f"/proc/{pid}/statm").read_text().split()[0]) * resource.getpagesize()
+        resource.prlimit(pid, limit, (used, used))
+    tree.job(1, "0-7")
+    gone(tree, bound_s(tree))
+    tree.job_over(1)
+    if limit == resource.RLIMIT_AS:  # nothing says that a start fails for this, and it is inherited
+        tree.signal("detector resolver vllm", signal.SIGKILL)
+    tree.all_ready()
+
+
+def test_a_manager_in_quarantine_frees_the_gpus_and_people_are_told(supervised: Start) -> None:
+    with NtfyServer() as ntfy:
+        tree = supervised({"FAKE_ENGINE": 1}, LEASE_TTL=3, RESTART_INTENSITY=1, NTFY_TOPIC="t", NTFY_SERVER=ntfy.url)
+        tree.all_ready()
+
+        def quarantined() -> bool:
+            if tree.worker("vllm")["phase"] == "ready":
+                tree.signal("vllm", signal.SIGKILL)
+            return tree.worker("vllm")["phase"] == "failed"
+
+        wait_until(quarantined, 30, every_s=0.05)
+        gone(tree, bound_s(tree))
+        wait_until(lambda: [each for each in ntfy.messages if "In quarantine" in each["title"] and "vllm" in each["title"]], 30)
+        assert tree.ctl("reset").returncode == 0
+        wait_until(lambda: [each for each in ntfy.messages if "Workers again" in each["title"]], 30)
+
+
+def test_the_wall_clock_may_jump_an_hour_back_and_forth(supervised: Start, tmp_path: Path) -> None:
+    """The machine's own stays as it is: only our processes see it."""
+    clock = WallClock(tmp_path)
+    tree = supervised(start=False, LEASE_TTL=4)
+    tree.env |= clock.environ
+    tree.start()
+    before = tree.all_ready()
+    began_s = time.monotonic()
+    for hours in (-1, 1, -1, 0, 1):
+        clock.shift(hours * 3600)
+        wait_until(lambda: time.monotonic() > began_s + 5, 10) if hours == 1 else None
+        assert tree.answers()
+    status = tree.all_ready()
+    assert status["server"]["pid"] == before["server"]["pid"] and tree.journal("lease_revoked") == []
+    assert [worker["restarts"] for worker in status["workers"]] == [0] * 5
+    wall = [entry["at"] for entry in map(json.loads, (tree.state / "journal.jsonl").read_text().splitlines())]
+    for hours, job in ((-1, 1), (1, 2)):
+        clock.shift(hours * 3600)
+        tree.job(job, "0-7")
+        gone(tree, 3)
+        tree.job_over(job)
+        tree.all_ready()
+    assert tree.ctl("yield", "--for", "2").returncode == 0
+    gone(tree, 3)
+    clock.shift(-3600)
+    tree.all_ready(20)
+    entry = json.loads((tree.state / "journal.jsonl").read_text().splitlines()[-1])
+    assert entry["at"] != wall[-1], "the clock was not seen to change"
+
+
+def job_in(folder: Path, id: int, gpus: str) -> None:
+    (folder / f".{id}").write_text(gpus)
+    (folder / f".{id}").rename(folder / f"job_{id}")
+
+
+def test_a_runtime_folder_that_is_deleted_delays_no_yield_and_it_begins_again_in_a_new_one(supervised: Start, tmp_path: Path) -> None:
+    jobs = tmp_path / "jobs"
+    jobs.mkdir()
+    tree = supervised({"FAKE_ENGINE": 1}, LEASE_TTL=60, SIM_DIR=jobs)
+    tree.all_ready()
+    root = tree.status()["root"]["pid"]
+    tree.forget()
+    job_in(jobs, 1, "0-7")
+    gone(tree, 5)
+    (jobs / "job_1").unlink()
+    status = tree.all_ready()
+    assert status["root"]["pid"] == root and tree.process.poll() is None
+    assert "was deleted under us" in tree.log("root") and tree.answers()
+    assert tree.ctl("yield").returncode == 0
+    gone(tree, 5)
+    tree.forget()
+    assert tree.phase("held")["reason"] == "held"
+    assert tree.stop() == 0
+
+
+def test_lies_on_the_holders_socket_do_not_keep_the_gpus(supervised: Start) -> None:
+    tree = supervised({"FAKE_ENGINE": 1}, LEASE_TTL=60)
+    tree.all_ready()
+    path = str(next(tree.runtime.glob("holder-vllm.sock")))
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as liar:
+        liar.connect(path)
+        liar.send(b'{"type":"renew","expires_s":1e300}')
+        tree.job(1, "0-7")
+        gone(tree, 5)
+
+
+@pytest.mark.parametrize("order", [
+    YieldOrder(by="x" * 50000, for_s=float("nan")), YieldOrder(by="", for_s=-1e300), YieldOrder(by="\x1b[2J", for_s=float("inf")),
+    SwitchOrder(by="x", profile="../../../etc/passwd"), SwitchOrder(by="x", profile="\0" * 1000), ResetOrder(by="x"),
+], ids=range(6))  # fmt: skip
+def test_absurd_orders_are_answered_and_crash_nobody(supervised: Start, order: object) -> None:
+    tree = supervised()
+    before = tree.all_ready()
+    with zmq.Context() as context, context.socket(zmq.REQ) as desk:
+        desk.setsockopt(zmq.LINGER, 0)
+        desk.connect(f"ipc://{tree.runtime}/desk-{'resolver' if isinstance(order, YieldOrder) else 'vllm'}")
+        desk.send(msgspec.msgpack.encode(order))
+        assert desk.poll(10000), "no answer"
+    tree.ctl("resume")
+    after = tree.all_ready()
+    assert [each["pid"] for each in after["workers"]] == [each["pid"] for each in before["workers"]]
