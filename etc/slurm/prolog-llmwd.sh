@@ -11,6 +11,8 @@
 # It always exits with 0, at the latest LLMWD_WITHIN + 2 seconds after its start: a dead, stopped or broken llmwd costs
 # that time and nothing more. It asks Slurm nothing. What did not go well is said on standard error.
 #
+# An llmwd whose root has just been killed takes no orders, and ends its server by itself: that is waited for, too.
+#
 # What it trusts. An llmwd is found by a living process named "llmwd: root" that belongs wholly to one user and is in no
 # Slurm job. root then only names folders; as that user, with no privilege, no inherited descriptor and an empty
 # environment, the script looks into them, and runs what their owner, the same user, has put there. Whatever a user
@@ -54,16 +56,25 @@ real_uid() {
     return 1
 } 2>/dev/null
 
-# Living roots: pid_of[uid]. The name only: command lines and memory maps of other processes may be slow to read.
-find_roots() {
+# Living roots: pid_of[uid], and the processes that keep a server: holder_of[uid]. The name only: command lines and
+# memory maps of other processes may be slow to read.
+find_users() {
     local comm name pid
     for comm in /proc/[0-9]*/comm; do
         { read -r name <"$comm"; } 2>/dev/null || continue
-        [[ $name == 'llmwd: root' ]] || continue
+        [[ $name == 'llmwd: root' || $name == "$HOLDER" ]] || continue
         pid=${comm#/proc/} pid=${pid%/comm}
         real_uid "$pid" || continue
-        [[ -z $LLMWD_USERS || " $LLMWD_USERS " == *" $uid "* ]] && pid_of[$uid]=$pid
+        [[ -z $LLMWD_USERS || " $LLMWD_USERS " == *" $uid "* ]] || continue
+        if [[ $name == "$HOLDER" ]]; then holder_of[$uid]=$pid; else pid_of[$uid]=$pid; fi
     done
+}
+
+# A process inside a job may not make anything happen outside of it.
+in_job() {
+    local cgroups
+    cgroups=$(<"/proc/$1/cgroup") || return 0
+    [[ $cgroups =~ slurmstepd|/slurm[^/]*/uid_|/job_[0-9] ]]
 }
 
 # Run by the user's own rights; in a folder that is not that user's alone it does nothing. 3: no llmwd here.
@@ -76,10 +87,8 @@ as_user='
 
 # release UID PID FOLDER: replaces the subshell that it is called in.
 release() {
-    local cgroups fd gid home groups
-    cgroups=$(<"/proc/$2/cgroup") || exit 3
-    # A process inside a job may not have anything run outside of it.
-    [[ $cgroups =~ slurmstepd|/slurm[^/]*/uid_|/job_[0-9] ]] && exit 3
+    local fd gid home groups
+    in_job "$2" && exit 3
     for fd in "/proc/$BASHPID/fd/"*; do
         fd=${fd##*/}
         if ((fd > 2 && fd != 255)); then eval "exec $fd>&-"; fi # 255 is bash's own, and not inherited
@@ -94,11 +103,23 @@ release() {
         bash --noprofile --norc -c "$as_user" prolog-llmwd "$3" "$SLURM_JOB_ID" "$SLURM_JOB_GPUS" "$LLMWD_WITHIN"
 }
 
+# await_end PID: of a holder without a root. It outlives the last process of its server.
+await_end() {
+    local turns=$(((LLMWD_WITHIN + 1) * 10)) name
+    in_job "$1" && exit 3
+    while { read -r name <"/proc/$1/comm"; } 2>/dev/null && [[ $name == "$HOLDER" ]]; do
+        ((turns-- > 0)) || exit 4
+        sleep 0.1
+    done
+    exit 0
+}
+
 look_at_clock
 deadline=$((now + (LLMWD_WITHIN + 2) * 100))
-declare -A pid_of=()
-find_roots
-((${#pid_of[@]})) || exit 0
+declare -A pid_of=() holder_of=()
+HOLDER='llmwd: holder v' # "llmwd: holder vllm", as far as the kernel keeps a name
+find_users
+((${#pid_of[@]} + ${#holder_of[@]})) || exit 0
 
 exec {ended}<> <(:) # a pipe without a name; each release writes one line into it when it has ended
 declare -A out=() # calls that are out, by "uid number"
@@ -112,6 +133,14 @@ for uid in "${!pid_of[@]}"; do
         } </dev/null >/dev/null 2>&1 &
         out["$uid $place"]=$uid
     done
+done
+for uid in "${!holder_of[@]}"; do
+    [[ -n ${pid_of[$uid]-} ]] && continue
+    {
+        (await_end "${holder_of[$uid]}")
+        printf '%s %s %s\n' "$uid" end "$?" >&"$ended"
+    } </dev/null >/dev/null 2>&1 &
+    out["$uid end"]=$uid
 done
 
 while ((${#out[@]})); do

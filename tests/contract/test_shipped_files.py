@@ -52,12 +52,12 @@ def test_pip_can_read_the_project() -> None:
     assert SETUP["options"]["python_requires"] == ">=3.11" and (ROOT / "LICENSE").read_text().startswith("MIT")
 
 
-@pytest.mark.parametrize("path", [*sorted((ROOT / "bin").iterdir()), ROOT / "start.sh", ROOT / "switch-model.sh", ROOT / "bench.sh"], ids=lambda path: path.name)
+@pytest.mark.parametrize("path", [*sorted((ROOT / "bin").iterdir()), ROOT / "start.sh", ROOT / "switch-model.sh", ROOT / "bench.sh", *ROOT.glob("etc/slurm/*.sh")], ids=lambda path: path.name)
 def test_every_program_may_be_run(path: Path) -> None:
     assert os.access(path, os.X_OK) and path.read_text().startswith("#!")
 
 
-@pytest.mark.parametrize("path", sorted([*ROOT.glob("*.sh"), *ROOT.glob("scripts/*.sh"), *ROOT.glob("models/*.env")]), ids=lambda path: path.name)
+@pytest.mark.parametrize("path", sorted([*ROOT.glob("*.sh"), *ROOT.glob("scripts/*.sh"), *ROOT.glob("etc/slurm/*.sh"), *ROOT.glob("models/*.env")]), ids=lambda path: path.name)
 def test_bash_can_read_every_script_and_profile(path: Path) -> None:
     done = subprocess.run(["bash", "-n", str(path)], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0 and not done.stderr

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 from tests.waiting import wait_until
@@ -42,13 +43,14 @@ class Node:
         path.chmod(mode)
         return path
 
-    def living(self, uid: int, program: str = "bash") -> None:
-        """A process of this user that is named like a root."""
-        script = 'printf "llmwd: root" > /proc/$$/comm && echo there && read -r'
-        command = ["setpriv", "--reuid", str(uid), "--regid", str(uid), "--clear-groups", program, "-c", script]
+    def living(self, uid: int, program: str = "bash", name: str = "llmwd: root") -> subprocess.Popen[bytes]:
+        """A process of this user that has this name."""
+        script = f'printf "{name}" > /proc/$$/comm && echo there && read -r'
+        command = ["setpriv", "--reuid", str(uid), "--regid", str(uid), "--clear-groups", *program.split(), "-c", script]
         root = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         self.roots.append(root)
         assert root.stdout.readline() == b"there\n"
+        return root
 
     def user(self, uid: int, **place: object) -> Path:
         self.living(uid)
@@ -179,14 +181,21 @@ def test_a_set_uid_program_under_a_borrowed_name_makes_nobody_a_user_of_ours(nod
     borrowed = node.folder / "bash"
     shutil.copy(shutil.which("bash"), borrowed)
     borrowed.chmod(0o4755)  # runs as root, with -p below
-    node.place(ALICE, owner=ALICE)
-    script = 'printf "llmwd: root" > /proc/$$/comm && echo there && read -r'
-    command = ["setpriv", "--reuid", str(ALICE), "--regid", str(ALICE), "--clear-groups", str(borrowed), "-p", "-c", script]
-    root = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-    node.roots.append(root)
-    assert root.stdout.readline() == b"there\n"
+    node.place(ALICE)
+    root = node.living(ALICE, program=f"{borrowed} -p")
     assert os.stat(f"/proc/{root.pid}").st_uid == 0
     assert node.prolog().returncode == 0 and not said(node.folder / f"llmwd-{ALICE}")
+
+
+def test_a_server_whose_root_is_dead_is_waited_for(node: Node) -> None:
+    holder = node.living(ALICE, name="llmwd: holder vllm")
+    said = node.prolog(LLMWD_WITHIN="1").stderr
+    assert f"uid {ALICE}" in said and "exit code 4" in said
+    with subprocess.Popen([str(HOOK)], env=node.env | {"LLMWD_WITHIN": "30"}, stderr=subprocess.PIPE) as prolog:
+        wait_until(lambda: len(psutil.Process(prolog.pid).children(recursive=True)) >= 2, 10)
+        holder.kill()
+        holder.wait()
+        assert prolog.wait(20) == 0 and prolog.stderr.read() == b""
 
 
 def test_only_the_users_that_root_names_are_asked(node: Node) -> None:
