@@ -18,10 +18,10 @@ ON_THE_NODE = frozenset({Source.stepd, Source.cgroup2, Source.cgroup1, Source.si
 
 # Each part of a release in order, and what it is in words. Field of `Yield` -> meaning.
 PARTS = {
-    "resolve_s": "the job's GPUs learned, after the first sign",
+    "resolve_s": "GPUs learned after the first sign",
     "revoke_s": "the lease revoked, after that",
-    "signal_s": "every process signalled, after that",
-    "model_s": "the processes that hold the model gone, after that",
+    "signal_s": "all processes signalled, after that",
+    "model_s": "the model's processes gone, after that",
     "tree_s": "the last process gone, after that",
     "driver_s": "the driver's proof, after that",
     "total_s": "from the first sign to the proof",

@@ -14,7 +14,7 @@ def spell_s(seconds: float | None) -> str:
     if seconds is None:
         return ""
     if seconds < 0.0995:
-        return f"{seconds * 1000:.0f} ms"
+        return f"{seconds * 1000:.0f} ms" if seconds >= 0.00995 or seconds == 0 else f"{seconds * 1000:.1f} ms"
     if seconds < 60:
         return f"{seconds:.2f} s" if seconds < 9.995 else f"{seconds:.1f} s"
     return spell_duration(seconds)
@@ -23,9 +23,9 @@ def spell_s(seconds: float | None) -> str:
 def spell_share(part: float, whole: float) -> str:
     """A part of a whole in percent; never 100 % where something is missing."""
     if whole <= 0:
-        return "0 %"
+        return "0.0 %"
     percent = 100 * part / whole
-    return f"{min(percent, 99.9) if part < whole else 100:.3g} %" if percent >= 0.1 or part == 0 else "< 0.1 %"
+    return f"{min(percent, 99.9) if part < whole else 100:.1f} %" if percent >= 0.1 or part == 0 else "< 0.1 %"
 
 
 def count(number: int, word: str, many: str = "") -> str:

@@ -10,11 +10,13 @@ from llmwd import __version__
 from llmwd.ctl.completion import completion
 from llmwd.ctl.ending import reload, stop
 from llmwd.ctl.explain import explain
+from llmwd.ctl.history import history
 from llmwd.ctl.logs import logs
 from llmwd.ctl.models import check, models
 from llmwd.ctl.orders import give_back, reset, resume, switch
 from llmwd.ctl.program import NAME, Program, examples
 from llmwd.ctl.release import release
+from llmwd.ctl.report import report
 from llmwd.ctl.simulate import simulate
 from llmwd.ctl.status import status
 from llmwd.ctl.welcome import welcome
@@ -35,7 +37,7 @@ def main() -> None:
 
 
 for verb in (
-    status, switch, models, give_back, resume, stop, logs, simulate, explain, check, reload, reset, completion, welcome, release,
+    status, switch, models, give_back, resume, stop, logs, history, report, simulate, explain, check, reload, reset, completion, welcome, release,
 ):  # fmt: skip
     main.add_command(verb)
 
