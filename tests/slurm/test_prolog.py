@@ -23,13 +23,12 @@ from llmwd.ctl.main import main
 from llmwd.ctl.program import Refusal
 from llmwd.messages import Done, ReleaseOrder
 from llmwd.vocab import Worker
-from tests.slurm.test_prolog_hook import HOOK
+from tests.slurm.test_prolog_hook import HOOK, OWNER, STRANGER
 from tests.slurm.test_yield import SETTINGS, SOURCES
 from tests.slurm.testbed import SlurmNode
 from tests.tree.supervised import CHECKOUT, Supervised
 from tests.waiting import wait_until
 
-STRANGER = 54329
 JOBS = 20
 TICK_S = 1 / os.sysconf("SC_CLK_TCK")
 # The job's first process says which of our processes it sees, by their mark, and when it was started itself.
@@ -56,14 +55,14 @@ def hook_settings(base: Path, within_s: int) -> dict[str, str]:
 
 @functools.cache
 def owner() -> int:
-    """Whose llmwd it is: 54321, if that user can run it."""
+    """Whose llmwd it is: OWNER, if that user can run it."""
     program = f"import sys, zmq, msgspec; sys.exit(sys.base_prefix != {sys.base_prefix!r} or __import__('subprocess').call([sys.executable, '-V']))"
     try:
-        done = subprocess.run(as_user(54321, sys.executable, "-c", program), cwd=CHECKOUT, capture_output=True, timeout=60)
+        done = subprocess.run(as_user(OWNER, sys.executable, "-c", program), cwd=CHECKOUT, capture_output=True, timeout=60)
     except OSError:
         return 0
     readable = all(os.stat(folder).st_mode & 0o005 == 0o005 for folder in (CHECKOUT, *CHECKOUT.parents))
-    return 54321 if done.returncode == 0 and readable else 0
+    return OWNER if done.returncode == 0 and readable else 0
 
 
 class Somebodys(Supervised):

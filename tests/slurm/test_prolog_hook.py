@@ -15,7 +15,8 @@ import pytest
 from tests.waiting import wait_until
 
 HOOK = Path(__file__).resolve().parents[2] / "etc" / "slurm" / "prolog-llmwd.sh"
-ALICE, BOB, CAROL = 54321, 54322, 54323  # numbers without an entry in the user database
+# Of this run alone: the hook finds a user's processes wherever they are. Numbers without an entry in the user database.
+ALICE, BOB, CAROL, OWNER, STRANGER = range(first := 20_000 + os.getpid() % 8_000 * 5, first + 5)
 SPEAKS = """\
 { id -u; id -G; umask; grep NoNewPrivs /proc/self/status; ls /proc/self/fd | wc -l; echo "$@"; env; } > said.new
 mv said.new said
