@@ -57,6 +57,7 @@ class Situation(msgspec.Struct, frozen=True, kw_only=True):
     evidence: Evidence
     epoch: int
     memory_short: str = ""  # in words; "" when memory is no reason
+    conflict_s: float = float("-inf")  # when a lease was last given up to somebody else
     memory_used: Mapping[str, int | None] = {}  # UUID -> bytes, at the driver's last reading
 
 
@@ -69,6 +70,10 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True):
     detail: str = ""
     look_again_s: float | None = None
     granted: bool = False
+
+
+# Ends of a lease because somebody else has, or may have, one of its GPUs.
+CONFLICTS = frozenset({Reason.yielded_to_job, Reason.unknown_job, Reason.gpu_in_use, Reason.gpu_unknown})
 
 
 def occupy(
@@ -210,6 +215,13 @@ def _grant(now: Situation, now_s: float, lease_ttl_s: float, resume_after_s: flo
         return Decision(
             lease=None, blocked=Reason.resume_delay, look_again_s=at_s,
             detail=f"{len(free)} GPUs are free; taken after {resume_after_s:g} s",
+        )
+    calm_s = now.conflict_s + resume_after_s
+    if now_s < calm_s:
+        # Jobs come in storms: on other GPUs the model would be in the way of the next one.
+        return Decision(
+            lease=None, blocked=Reason.resume_delay, look_again_s=calm_s,
+            detail=f"taken {resume_after_s:g} s after the last conflict",
         )
     if now.holding:
         return Decision(lease=None, blocked=Reason.waiting_for_gpus, detail="the last server's processes are not gone yet")

@@ -191,3 +191,9 @@ def test_what_was_never_seen_taken_is_free_since_ever_and_the_rest_since_it_was_
 
 def test_our_own_processes_do_not_make_a_gpu_wait() -> None:
     assert free_since(EVER, MAP.uuids, {"SIM-1": Occupant(Holder.llmwd)}, 5.0) == EVER
+
+
+def test_after_a_conflict_nothing_is_taken_for_resume_after_not_even_gpus_that_were_free_all_along() -> None:
+    soon = decided(conflict_s=95.0)
+    assert (soon.lease, soon.blocked, soon.look_again_s) == (None, Reason.resume_delay, 105.0)
+    assert decided(conflict_s=90.0).granted
