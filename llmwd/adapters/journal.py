@@ -7,6 +7,7 @@ import os
 import sys
 import time
 from pathlib import Path
+from typing import BinaryIO
 
 import msgspec
 
@@ -61,6 +62,42 @@ def read_journal(state: Path) -> list[bytes]:
         except FileNotFoundError:
             continue
     return [line for data in reversed(files.values()) for line in data.splitlines()]
+
+
+class JournalTail:
+    """Lines that are added from now on, over rotations."""
+
+    def __init__(self, state: Path):
+        self._path = state / "journal.jsonl"
+        self._rest = b""
+        self._file = self._open()
+        if self._file is not None:
+            self._file.seek(0, os.SEEK_END)
+
+    def _open(self) -> BinaryIO | None:
+        try:
+            return self._path.open("rb")
+        except OSError:
+            return None
+
+    def new(self) -> list[bytes]:
+        """Whole lines since the last call; none where there is no journal."""
+        self._file = self._file or self._open()
+        if self._file is None:
+            return []
+        try:
+            rotated = self._path.stat().st_ino != os.fstat(self._file.fileno()).st_ino
+        except FileNotFoundError:
+            rotated = False  # in the middle of it
+        *lines, self._rest = (self._rest + self._file.read()).split(b"\n")
+        if rotated:  # asked before reading: nothing is added to the old one any more
+            self.close()
+        return lines
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+            self._file = None
 
 
 class _Quiet(logging.handlers.RotatingFileHandler):

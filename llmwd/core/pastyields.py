@@ -68,7 +68,7 @@ class Yield(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Release(msgspec.Struct):
-    """The lines of one release, as they come in. while_phase: what llmwd was doing when it began."""
+    """The lines of one release, as they come in. while_phase: what llmwd did last before it began."""
 
     epoch: int
     gpus: tuple[int, ...] = ()
@@ -80,6 +80,10 @@ class Release(msgspec.Struct):
     released: Line | None = None
     proved: Line | None = None
     broke: Line | None = None
+
+    @property
+    def begun(self) -> bool:
+        return bool(self._lines())
 
     def told(self) -> Yield | None:
         """The yield that it was, None if it was none: nobody waited, or it has not begun."""

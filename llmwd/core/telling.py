@@ -106,6 +106,11 @@ def _held(line: Line) -> str:
     return f"held {until}, by {line.text('by')}" + (f": {line.text('detail')}" if line.text("detail") else "")
 
 
+def _prolog(line: Line) -> str:
+    answer = "nothing of us is there" if line.details.get("proved") is True else f"not free: {line.text('left')}"
+    return f"the prolog of job {line.text('job')} was answered after {spell_s(line.number('took_s'))}: {answer}"
+
+
 WORDS: dict[str, Callable[[Line], str]] = {
     "supervisor_started": lambda line: f"llmwd started (version {line.text('version')}, pid {line.number('pid') or 0:.0f})",
     "supervisor_stopped": lambda line: "llmwd ended in order",
@@ -123,6 +128,7 @@ WORDS: dict[str, Callable[[Line], str]] = {
     "resumed": lambda line: f"resumed by {line.text('by')}",
     "switched": lambda line: f"{line.text('profile')} was chosen by {line.text('by')}",
     "reset": lambda line: f"failures forgotten, asked for by {line.text('by')}",
+    "prolog_answered": _prolog,
     "drill": lambda line: f"drill: {line.text('verdict')}",
     "gpus": lambda line: "GPUs: " + (_joined(*(f"{len(line.gpus(name))} {name}" for name in line.details)) or "none"),
 }

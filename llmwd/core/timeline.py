@@ -33,7 +33,7 @@ class Span(msgspec.Struct, frozen=True, kw_only=True):
 
 # Events that change nothing of this.
 QUIET_EVENTS = frozenset(
-    "switched reset held resumed notice_failed tunnel_started tunnel_failed tunnel_died tunnel_up tunnel_down".split()
+    "switched reset held resumed notice_failed tunnel_started tunnel_failed tunnel_died tunnel_up tunnel_down prolog_answered".split()
 )
 
 
@@ -102,7 +102,7 @@ class Walk:
     def _release(self, line: Line) -> Release:
         epoch = int(line.number("epoch") or 0)
         if epoch not in self.by_epoch:
-            self.by_epoch[epoch] = Release(epoch=epoch, while_phase=self.phase)
+            self.by_epoch[epoch] = Release(epoch=epoch)
             self.releases.append(self.by_epoch[epoch])
         return self.by_epoch[epoch]
 
@@ -117,11 +117,17 @@ class Walk:
     def _on_phase(self, line: Line) -> None:
         phase = line.text("phase")
         self._is(phase if phase in PHASES else UNKNOWN, line.text("reason"))
+        if self.held is not None and phase in (NodePhase.serving, NodePhase.loading):
+            self.held.while_phase = phase
 
     def _on_lease_granted(self, line: Line) -> None:
-        self.by_epoch.pop(int(line.number("epoch") or 0), None)
+        # Workers write beside one another: what was done with the lease may stand before it.
+        if self._release(line).begun:
+            self.by_epoch.pop(int(line.number("epoch") or 0))
         self.lease = self.held = self._release(line)
         self.lease.gpus = line.gpus()
+        if self.phase == NodePhase.loading:
+            self.lease.while_phase = self.phase
         self.up = True
 
     def _on_server_started(self, line: Line) -> None:
@@ -135,7 +141,7 @@ class Walk:
 
     def _on_lease_revoked(self, line: Line) -> None:
         release = self._release(line)
-        release.revoked, release.while_phase = line, self.phase
+        release.revoked, release.while_phase = line, release.while_phase or self.phase
         if self.lease is None or self.lease.epoch <= release.epoch:
             self.lease = None
 
@@ -145,8 +151,6 @@ class Walk:
     def _on_released(self, line: Line) -> None:
         release = self._release(line)
         release.released, release.gpus = line, release.gpus or line.gpus()
-        if release.revoked is None:
-            release.while_phase = self.phase
         self._over(release)
 
     def _on_release_proved(self, line: Line) -> None:

@@ -8,6 +8,7 @@ import click
 
 from llmwd import __version__
 from llmwd.ctl.completion import completion
+from llmwd.ctl.drill import drill
 from llmwd.ctl.ending import reload, stop
 from llmwd.ctl.explain import explain
 from llmwd.ctl.history import history
@@ -37,7 +38,7 @@ def main() -> None:
 
 
 for verb in (
-    status, switch, models, give_back, resume, stop, logs, history, report, simulate, explain, check, reload, reset, completion, welcome, release,
+    status, switch, models, give_back, resume, stop, logs, history, report, drill, simulate, explain, check, reload, reset, completion, welcome, release,
 ):  # fmt: skip
     main.add_command(verb)
 

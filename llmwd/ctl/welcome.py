@@ -101,6 +101,8 @@ def next_steps(dirs: Dirs, seen: Look, attach: str) -> list[str]:
         lines += [
             f"Let a simulated job take {taken}, and see the model leave and come back:",
             f"  bin/llmwd-ctl simulate job --gpus {spell_gpus(gpus)} --for 30s; bin/llmwd-ctl status",
+            "Measure how quickly it leaves, against YIELD_BUDGET:",
+            "  bin/llmwd-ctl drill",
             "",
         ]
     return lines + _always(attach)

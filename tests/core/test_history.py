@@ -93,6 +93,17 @@ def test_the_overlap_begins_with_the_jobs_first_sign_on_the_node_and_is_never_gu
     assert overlap(seen(2001, "gresused", 2000.0, procfs=0.3)) == pytest.approx(0.4)  # a slow look comes late
 
 
+def test_workers_that_write_beside_one_another_change_nothing() -> None:
+    rows = life(1000)
+    rows[1:4] = rows[2], rows[3], rows[1]  # the lease is told last
+    left = leaving(2000)
+    left[0], left[1] = left[1], left[0]
+    one, = told(rows + left).yields
+    assert one.ran and one.while_phase == "serving" and one.overlap_s == pytest.approx(0.4)
+    one, = told(rows[:-1] + left).yields
+    assert one.while_phase == "loading"
+
+
 def test_a_lease_on_which_nothing_was_started_overlaps_with_nothing() -> None:
     rows = [line(10, "lease_granted", "resolver", epoch=1, gpus=[0]), *leaving(20)[:1]]
     one, = told(rows).yields

@@ -41,6 +41,11 @@ def test_where_gpus_are_real_the_job_it_proposes_takes_only_ours(stand: Stand) -
     assert "simulate job --gpus 2-3 --for 30s" in stand.ctl(*ATTACH).stdout
 
 
+def test_it_proposes_a_drill(stand: Stand) -> None:
+    serve(stand)
+    assert "  bin/llmwd-ctl drill" in stand.ctl(*ATTACH).stdout.splitlines()
+
+
 def test_everything_but_the_chat_line_fits_80_columns_and_ends_with_how_to_stop_it(stand: Stand) -> None:
     serve(stand)
     stand.say(simulated(stand))
