@@ -63,7 +63,7 @@ def _words(kind: str, dice: random.Random) -> dict:
         case "starve":
             return {"target": dice.choice(TARGETS[1:7]), "of": dice.choice(["files", "memory"]), "for_s": round(dice.uniform(1, 4), 1)}
         case "strict":
-            return {"target": dice.choice(TARGETS[1:6])}
+            return {"target": dice.choice(TARGETS[1:6]), "root": dice.random() < 0.5}
         case "clock":
             return {"by_s": dice.choice([-3600, 3600, 0])}
     return {}

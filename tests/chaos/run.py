@@ -180,8 +180,8 @@ class Play:
         self.stage.clock.shift(by_s)
         return ""
 
-    def _strict(self, target: str) -> str:
-        """Nothing else happens: one worker dies, then a job comes, and all bounds are the narrow ones."""
+    def _strict(self, target: str, root: bool) -> str:
+        """Nothing else happens: one worker dies, then a job comes, and all bounds are the narrow ones; then the root."""
         self.go_on(2 * TTL_S + 0.5)
         self._reach("serving")
         done = self._kill(target, None)
@@ -190,7 +190,13 @@ class Play:
         self.go_on(2 * TTL_S + 0.5)
         self.stage.job("0-7")
         self._reach("waiting")
+        self.go_on(0.3)  # the observer has to see that it is over before the job is
         self._job_over(0.0, True)
+        if root:
+            self._reach("serving")
+            self.restart_s = time.monotonic() + 9.0  # late enough to see whether anything of it stays
+            done += " " + self._kill("root", None)
+            self.go_on(9.0)
         return done
 
     # --- whether it is still there
