@@ -101,6 +101,17 @@ class JobClaim(Part, kw_only=True):
     leaving: bool = False  # no longer seen here, but not confirmed to be over
 
 
+class Expected(Part, kw_only=True):
+    """A reservation or a planned job that will use this node. gpus None: the whole node, or not known."""
+
+    who: str  # "reservation maint", "job 12"
+    start_at: float | None  # None: not understood
+    start_s: float | None
+    over_s: float | None  # it counts no longer from then on; None: until Slurm says so
+    gpus: int | None
+    job: str | None = None
+
+
 class Hold(Part, kw_only=True):
     """An order to stay away, the operator's or (`reason` says why) our own. until_at None: until `resume`."""
 
@@ -152,6 +163,7 @@ class GpusFact(Message, tag="gpus", kw_only=True):
     detail: str
     node_states: tuple[str, ...]
     memory: MemoryPressure | None = None
+    expected: Expected | None = None  # the next one that can need our GPUs; only with LOOKAHEAD
     epoch: int  # of the last lease ever granted
     proof: ReleaseProof | None = None  # of the last lease that ended
     map_certain: bool = True  # whether each of Slurm's indices is known to be one GPU
@@ -195,6 +207,7 @@ class ServerFact(Message, tag="server", kw_only=True):
     bin: str | None = None
     ready_at: float | None = None
     started_at: float | None = None
+    load_s: float | None = None  # how long the active profile loads, as measured; None: never measured
     deaths: int = 0  # times it ended by itself since this supervisor began
     courtesy: Courtesy | None = None  # as the kernel tells it of the server
     courtesy_detail: str = ""  # how its CPUs were chosen

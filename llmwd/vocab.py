@@ -56,6 +56,7 @@ class Reason(Told):
     resume_delay = "resume_delay", "enough GPUs are free, but not yet for RESUME_AFTER seconds"
     no_evidence = "no_evidence", "what tells us about Slurm's jobs is silent or too old: no lease without evidence"
     node_draining = "node_draining", "Slurm says the node is draining, reserved, in maintenance or being rebooted"
+    expected_job = "expected_job", "a reservation or a planned job needs these GPUs soon"
     no_gpus = "no_gpus", "the node has fewer GPUs than the profile needs"
     memory_pressure = "memory_pressure", "the node is short of memory while jobs or others run on it"
     held = "held", "the operator asked us to stay away (`llmwd-ctl yield`)"

@@ -13,6 +13,8 @@ from collections.abc import Sequence
 
 import msgspec
 
+# An operator's own habits for the commands, which would change what they answer.
+BENDING = ("SQUEUE_", "SINFO_", "SCONTROL_", "SLURM_JOB_ID", "SLURM_TIME_FORMAT")
 OUTPUT_BYTES = 16 << 20  # of one answer; more than any single record, less than what would hurt us
 
 
@@ -35,8 +37,8 @@ class Call:
         # Memory files, not pipes: nothing to drain, and a command that fills them never blocks.
         self._out = os.memfd_create("stdout", os.MFD_CLOEXEC)
         self._err = os.memfd_create("stderr", os.MFD_CLOEXEC)
-        environment = {**os.environ, "LC_ALL": "C"}
-        environment.pop("SLURM_JOB_ID", None)
+        environment = {name: value for name, value in os.environ.items() if not name.startswith(BENDING)}
+        environment |= {"LC_ALL": "C", "TZ": "UTC0"}  # all times of an answer are then UTC
         self._process = subprocess.Popen(
             self.argv, stdin=subprocess.DEVNULL, stdout=self._out, stderr=self._err, env=environment,
             start_new_session=True, close_fds=True,
@@ -104,3 +106,12 @@ def show_config() -> list[str]:
 def jobs_on(node: str) -> list[str]:
     """Ids of the jobs that have an allocation on the node."""
     return ["squeue", "-a", "-h", "-w", node, "-t", "running,suspended,completing,configuring,stopped", "-O", "JobID:32"]
+
+
+def reservations() -> list[str]:
+    return ["scontrol", "-a", "-o", "show", "reservations"]
+
+
+def pending_jobs(fields: Sequence[str]) -> list[str]:
+    """All pending jobs of the cluster: no command can ask for one node's. Each field ends with `|`, and is not cut."""
+    return ["squeue", "-a", "-h", "--local", "--states=PD", "-O", ",".join(f"{field}:|" for field in fields)]

@@ -140,6 +140,10 @@ SETTINGS: tuple[SettingSpec, ...] = (
         "While others are on the node: yield when processes waited for memory for this part of 10 s; 0: never.",
         "%",
     ),
+    SettingSpec("LOOKAHEAD", values.flag(), "off", "Whether to leave in time for reservations and planned jobs."),
+    SettingSpec(
+        "LOOKAHEAD_DRAIN", values.seconds(0, 86400), "60", "With LOOKAHEAD: how long before their start to leave.", "s"
+    ),
     SettingSpec("LOG_LEVEL", values.choice("debug", "info", "warning", "error"), "info", "What the logs tell."),
     SettingSpec("LOG_MAX_MB", values.integer(1, 10000), "20", "The size at which a log is rotated.", "MB"),
     SettingSpec("LOG_KEEP", values.integer(0, 100), "5", "How many rotated logs are kept.", "files"),
@@ -194,6 +198,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     io_priority: str
     cpu_affinity: str
     memory_pressure: float
+    lookahead: bool
+    lookahead_drain_s: float
     log_level: str
     log_max_mb: int
     log_keep: int

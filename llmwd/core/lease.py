@@ -9,8 +9,10 @@ from collections.abc import Mapping, Sequence
 
 import msgspec
 
+from llmwd.core import lookahead
 from llmwd.core.claims import JobView
 from llmwd.core.gpumap import GpuLike, GpuMap
+from llmwd.core.lookahead import Outlook
 from llmwd.core.placement import choose
 from llmwd.messages import Hold, Lease, Revocation
 from llmwd.vocab import Holder, Reason
@@ -58,6 +60,7 @@ class Situation(msgspec.Struct, frozen=True, kw_only=True):
     epoch: int
     memory_short: str = ""  # in words; "" when memory is no reason
     conflict_s: float = float("-inf")  # when a lease was last given up to somebody else
+    outlook: Outlook = Outlook()  # reservations and planned jobs that can need our GPUs
     memory_used: Mapping[str, int | None] = {}  # UUID -> bytes, at the driver's last reading
 
 
@@ -132,7 +135,10 @@ def _keep(now: Situation, now_s: float, lease_ttl_s: float) -> Decision:
         return Decision(lease=None, revocation=revocation, blocked=reason, detail=detail)
     if now.evidence.renew_why:
         return Decision(lease=lease, detail=now.evidence.renew_why, look_again_s=lease.expires_s)
-    return Decision(lease=msgspec.structs.replace(lease, expires_s=_until(now, now_s, lease_ttl_s)))
+    return Decision(
+        lease=msgspec.structs.replace(lease, expires_s=_until(now, now_s, lease_ttl_s)),
+        look_again_s=lookahead.leave(now.outlook, now_s).at_s,
+    )
 
 
 def _until(now: Situation, now_s: float, lease_ttl_s: float) -> float:
@@ -157,6 +163,9 @@ def _against(now: Situation, now_s: float) -> tuple[Reason | None, str, JobView 
         return Reason.node_draining, f"Slurm says {'+'.join(now.node_states)}", None
     if now.memory_short:
         return Reason.memory_pressure, now.memory_short, None
+    coming = lookahead.leave(now.outlook, now_s)
+    if coming.why:
+        return Reason.expected_job, coming.why, None
     if any(uuid not in now.gpu_map.uuids for uuid in lease.uuids):
         return Reason.gpu_unknown, "a leased GPU is no longer there", None
     if now.server_known and now.wanted == 0 and not now.holding:
@@ -202,6 +211,9 @@ def _grant(now: Situation, now_s: float, lease_ttl_s: float, resume_after_s: flo
     free = [gpu for gpu in now.gpus if gpu.uuid not in now.occupants]
     if len(free) < now.wanted:
         return _too_few(now, len(free))
+    coming = lookahead.begin(now.outlook, now_s)
+    if coming.why:
+        return Decision(lease=None, blocked=Reason.expected_job, detail=coming.why, look_again_s=coming.at_s)
     if missing:
         return Decision(
             lease=None, blocked=Reason.starting if now.evidence.just_started else Reason.no_evidence, detail=missing

@@ -94,6 +94,14 @@ class ShownNeighbour(msgspec.Struct, frozen=True):
     detail: str = ""
 
 
+class ShownExpected(msgspec.Struct, frozen=True):
+    """The next reservation or planned job that can need our GPUs. gpus None: the whole node, or not known."""
+
+    who: str
+    start: str | None
+    gpus: int | None
+
+
 class ShownTunnel(msgspec.Struct, frozen=True):
     phase: Phase = Phase.stopped
     detail: str = ""
@@ -156,6 +164,7 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     server: ShownServer = ShownServer()
     neighbour: ShownNeighbour | None = None
     memory: MemoryPressure | None = None
+    next: ShownExpected | None = None
     tunnel: ShownTunnel = ShownTunnel()
     hold: ShownHold | None = None
     gpu_map: ShownMap = ShownMap()
@@ -196,6 +205,7 @@ def status_of(node: str, running: tuple[int, int] | None, facts: Facts, now_s: f
         jobs=_jobs(facts, Worker.resolver in stale),
         server=_server(server),
         neighbour=_neighbour(server),
+        next=_next(facts.gpus) if Worker.resolver not in stale else None,
         memory=facts.gpus.memory if facts.gpus and Worker.resolver not in stale else None,
         tunnel=ShownTunnel(tunnel.phase, tunnel.detail, tunnel.hostname) if tunnel else ShownTunnel(),
         hold=_hold(facts.gpus),
@@ -285,6 +295,12 @@ def _neighbour(fact: ServerFact | None) -> ShownNeighbour | None:
         return None
     found = fact.courtesy
     return ShownNeighbour(found.nice, found.oom_score_adj, found.io_priority, spell_gpus(found.cpus), fact.courtesy_detail)
+
+
+def _next(fact: GpusFact | None) -> ShownExpected | None:
+    if fact is None or fact.expected is None:
+        return None
+    return ShownExpected(fact.expected.who, iso(fact.expected.start_at), fact.expected.gpus)
 
 
 def _hold(fact: GpusFact | None) -> ShownHold | None:
@@ -388,6 +404,8 @@ def summary_rows(status: Status, now_at: float) -> list[tuple[str, str]]:
         rows.append(("neighbour", _spell_neighbour(status.neighbour)))
     if status.memory is not None:
         rows.append(("memory", _spell_memory(status.memory)))
+    if status.next is not None:
+        rows.append(("next", _spell_next(status.next, now_at)))
     if status.jobs:
         rows.append(("jobs", "; ".join(_spell_job(job) for job in status.jobs)))
     elif status.gpus:
@@ -411,6 +429,15 @@ def _spell_memory(memory: MemoryPressure) -> str:
         return f"pressure not watched: {memory.why}"
     limit = f"yields at {memory.limit_percent:g} % beside others" if memory.limit_percent else "not watched (MEMORY_PRESSURE=0)"
     return f"pressure {memory.some_percent:g} % · {limit}" + (" · short" if memory.short else "")
+
+
+def _spell_next(coming: ShownExpected, now_at: float) -> str:
+    needs = "the whole node" if coming.gpus is None else f"{coming.gpus} GPU{'' if coming.gpus == 1 else 's'}"
+    age = age_s(coming.start, now_at)
+    if age is None:
+        return f"{coming.who} at a time that was not understood ({needs})"
+    when = f"in {spell_duration(-age)}" if age < 0 else "begun"
+    return f"{coming.who} at {coming.start}, {when} ({needs})"
 
 
 def _spell_job(job: ShownJob) -> str:

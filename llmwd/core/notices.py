@@ -34,7 +34,7 @@ DAILY_QUOTA = 42908
 # Why GPUs are given back that has nothing to do with a wish of the operator.
 YIELDS = frozenset(
     {Reason.yielded_to_job, Reason.unknown_job, Reason.gpu_in_use, Reason.gpu_unknown, Reason.no_evidence,
-     Reason.node_draining, Reason.lease_expired, Reason.waiting_for_gpus}
+     Reason.node_draining, Reason.lease_expired, Reason.waiting_for_gpus, Reason.expected_job}
 )  # fmt: skip
 
 

@@ -9,11 +9,13 @@ _GPU = re.compile(r"(?:^|,)gpu(?::(?P<type>[^:,()]+))?:(?P<count>\d+)(?:\([^)]*\
 
 
 class SlurmNode(msgspec.Struct, frozen=True):
-    """A node's name and the GPUs that `Gres=` counts. types 0: none is named; those without one are a type."""
+    """A node's name and the GPUs that `Gres=` counts. types 0: none is named; those without one are a type.
+    others: there are other nodes with GPUs."""
 
     name: str
     gpus: int
     types: int
+    others: bool = False
 
 
 def find(listing: str, host: str, name: str) -> tuple[SlurmNode | None, str]:
@@ -23,17 +25,21 @@ def find(listing: str, host: str, name: str) -> tuple[SlurmNode | None, str]:
     name: SLURM_NODE, or "" to go by the host's name.
     """
     found: dict[str, SlurmNode] = {}
+    with_gpus: set[str] = set()
     for line in listing.splitlines():
         words = line.split()
         if len(words) < 2:
             continue
         node, node_host = words[:2]
         gres = "".join(words[2:])
+        if _GPU.search(gres):
+            with_gpus.add(node)
         matches = node == name if name else _same(node_host, host) or _same(node, host)
         if matches:
             found[node] = _read(node, gres)
     if len(found) == 1:
-        return next(iter(found.values())), ""
+        mine = next(iter(found.values()))
+        return msgspec.structs.replace(mine, others=not with_gpus <= {mine.name}), ""
     if found:
         return None, f"several of Slurm's nodes are on this host ({', '.join(sorted(found))}): set SLURM_NODE"
     return None, f"Slurm has no node {name}" if name else f"Slurm has no node on the host {host}"

@@ -17,7 +17,9 @@ from llmwd.core import release as releases
 from llmwd.core.claims import Claims, JobView
 from llmwd.core.gpumap import GpuLike, GpuMap, build_map, contradiction, simulated
 from llmwd.core.lease import Evidence, Occupant, Situation
+from llmwd.core.lookahead import Outlook
 from llmwd.messages import (
+    Expected,
     Gpu,
     GpusFact,
     JobClaim,
@@ -64,6 +66,7 @@ class Resolver:
         self.blocked: Reason | None = Reason.starting
         self.detail = ""
         self.proving = Proving(shell)
+        self.expected: Expected | None = None
         self.prologs = Prologs(shell, self._unproved, self.evaluate)
         self.standing = Standing(shell, self.evaluate)
         self.usage = Usage(shell)
@@ -195,8 +198,9 @@ class Resolver:
             pending=any(view.pending for view in views) or self.claims.unsettled(),
             hold=self.standing.hold, node_states=self.desk.node_states(), evidence=self._evidence(now_s),
             epoch=self.epoch, memory_used={uuid: self.driver.used_bytes(uuid) for uuid in self.map.uuids},
-            memory_short=self.memory.short,
+            memory_short=self.memory.short, outlook=self._outlook(views),
         )
+        self.expected = next(iter(situation.outlook.mine), None)
         leased = self.lease
         decision = leases.decide(situation, now_s, self.settings.lease_ttl_s, self.settings.resume_after_s)
         self.lease, self.blocked, self.detail = decision.lease, decision.blocked, decision.detail
@@ -210,6 +214,13 @@ class Resolver:
         self.prologs.settle(now_s)
         self._arrange(now_s, decision)
         self._park_if_wrong(now_s, views)
+
+    def _outlook(self, views: tuple[JobView, ...]) -> Outlook:
+        """What is planned that can need the GPUs we have, or want."""
+        ours = len(self.lease.gpus) if self.lease is not None else self.server.wanted_gpus if self.server is not None else 0
+        others = sum(occupant.holder is not Holder.llmwd for occupant in self.occupants.values())
+        load_s = self.server.load_s if self.server is not None else None
+        return self.desk.ahead.outlook(ours, others, len(self.map.uuids), {view.id for view in views}, load_s)
 
     def _park_if_wrong(self, now_s: float, views: tuple[JobView, ...]) -> None:
         """Our own reasons to stay away until the operator has looked: last, because it decides anew."""
@@ -281,7 +292,7 @@ class Resolver:
             ),
             sources=sources, hold=self.standing.hold, blocked=self.blocked, detail=self.detail,
             node_states=self.desk.node_states(), epoch=self.epoch, proof=self.proving.proof, map_certain=self.map.certain,
-            map_why=self.map.why, memory=self.memory.fact, at_s=now_s,
+            map_why=self.map.why, memory=self.memory.fact, expected=self.expected, at_s=now_s,
         )
         before, self._published = self._published, fact
         if force or before is None or _quiet(before) != _quiet(fact) or self._renewed():

@@ -18,6 +18,7 @@ from llmwd.core.gres import Failure
 from llmwd.core.slurmnode import SlurmNode
 from llmwd.messages import SourceState
 from llmwd.vocab import Source
+from llmwd.workers.ahead import Ahead
 from llmwd.workers.base import Shell
 
 CALL_EVERY_S = 0.1
@@ -44,6 +45,7 @@ class SlurmDesk:
         self.grant_waits = False  # a lease could be granted, were there a fresh reading
         self.last_error = ""
         self._said: set[str] = set()
+        self.ahead = Ahead(shell, self._say_once)
         self._calls: dict[str, tuple[Call, str, float]] = {}  # slot -> (call, what, when asked)
         self._tokens = float(BURST)
         self._tokens_s = time.monotonic()
@@ -72,7 +74,7 @@ class SlurmDesk:
         started_s = self._claims.reading.started_s
         if now_s - started_s > FRESH_S:
             return self.last_error or "slurmctld is being asked once more"
-        return self.last_error
+        return self.last_error or self.ahead.grant_why()
 
     def node_states(self) -> tuple[str, ...]:
         return self._claims.reading.claim.states if self._claims.reading else ()
@@ -85,6 +87,8 @@ class SlurmDesk:
         while (question := self._next(now_s)) is not None and self._take_token(now_s):
             slot, what, argv = question
             self._start(slot, what, argv, now_s)
+        if self._may_look_ahead(now_s) and (argv := self.ahead.question(now_s)) is not None:
+            self._start("ahead", "ahead", argv, now_s)
         self._shell.at("slurm", self._wake_s(now_s), self.pump)
 
     def reload(self, settings: Settings) -> None:
@@ -121,6 +125,11 @@ class SlurmDesk:
             return "job", pick, slurm.show_job(pick)
         return None
 
+    def _may_look_ahead(self, now_s: float) -> bool:
+        """Only while nothing else is asked or waits to be; it has no part in the other calls' rate."""
+        waits = self._calls or self.last_error or self._claims.reading is None
+        return not waits and not self._claims.urgent() and not self._claims.due(now_s)
+
     def _reading_is_older_than_jobs(self, now_s: float) -> bool:
         reading = self._claims.reading
         return reading is None or now_s - reading.started_s > CALL_EVERY_S
@@ -148,6 +157,8 @@ class SlurmDesk:
             times.append(claims_s)
         if self._claims.unanswered_leaving():
             times.append(self._leaving_due_s)
+        if self.ahead.due_s is not None:
+            times.append(max(self.ahead.due_s, now_s + 1.0))
         return max(min(times, default=now_s + IDLE_RECONCILE_S), now_s + CALL_EVERY_S / 4)
 
     def _take_token(self, now_s: float) -> bool:
@@ -163,7 +174,7 @@ class SlurmDesk:
     def _start(self, slot: str, what: str, argv: list[str], now_s: float) -> None:
         if slot == "job":
             self._claims.asked(what)
-        else:
+        elif slot == "node":
             self._node_asked_s, self._jitter = now_s, random.uniform(0.85, 1.15)
         self._log.debug("asking Slurm: %s", " ".join(argv))
         started = slurm.start(argv, self._shell.boot.settings.scontrol_timeout_s)
@@ -199,6 +210,8 @@ class SlurmDesk:
                 if answer.status == 0:
                     ids = frozenset(word for word in answer.stdout.split() if word.isdigit())
                     self._claims.take_listing(ids, now_s)
+            case "ahead":
+                self.ahead.heard(answer, self.node)
             case job:
                 self._heard_job(job, answer, now_s)
         self._changed()

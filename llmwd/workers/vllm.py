@@ -44,6 +44,7 @@ from llmwd.messages import (
 )
 from llmwd.vocab import NodePhase, Phase, Reason, Worker
 from llmwd.workers.base import Boot, Shell, repeat_every_s
+from llmwd.workers.loadtimes import Loads
 from llmwd.workers.neighbour import Neighbour
 from llmwd.workers.load import Load
 from llmwd.workers.readiness import Readiness
@@ -76,6 +77,7 @@ class Manager:
         self.readiness = Readiness(shell, self._ready, self._wedged)
         self.load = Load(shell)
         self.neighbour = Neighbour(shell)
+        self.loads = Loads(shell)
         self.released: Released | None = None
         self._shown: tuple[NodePhase, Reason] | None = None
         self._since_at = time.time()
@@ -301,6 +303,8 @@ class Manager:
         took_s = self.ready_at - (self.started_at or self.ready_at)
         self.shell.log.info("%s answers at %s, %.1f s after its start", self.started_profile.name, self.url, took_s)
         self.shell.journal.write("server_ready", profile=self.started_profile.name, took_s=took_s, url=self.url)
+        if self.service.state is not None:
+            self.loads.measured(self.started_profile.name, time.monotonic() - self.service.state.started_s)
         self.service.remember(self._note())
         self.service.proved()
         self.load.begin(self.url)
@@ -379,7 +383,8 @@ class Manager:
             lease_epoch=self.tree_lease.epoch if self.tree_lease else None,
             pid=state.server_pid if state else None, holder_pid=state.pid if state else None, url=self.url,
             bin=profile.llm_bin if profile else None,
-            ready_at=self.ready_at, started_at=self.started_at, deaths=self.service.deaths,
+            ready_at=self.ready_at, started_at=self.started_at,
+            load_s=self.loads.expected_s(self.profile.name if self.profile else None), deaths=self.service.deaths,
             released=self.released, heard_s=self.gpus.at_s if self.gpus else 0.0, at_s=now_s,
             courtesy=self.neighbour.found, courtesy_detail=self.neighbour.detail if self.neighbour.found else "",
         )

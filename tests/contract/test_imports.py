@@ -31,7 +31,8 @@ ALLOWED = {
 }
 # Of the workers' folder, what is no worker but a shell that workers share, or a part of one worker's shell.
 SHARED_SHELLS = {
-    "base", "service", "slurmdesk", "drivers", "readiness", "neighbour", "shortage", "standing", "prologs", "proving", "load", "usage",
+    "base", "service", "slurmdesk", "drivers", "readiness", "neighbour", "shortage", "standing", "prologs",
+    "proving", "load", "usage", "ahead", "loadtimes",
 }  # fmt: skip
 DOORS = {
     "zmq": {"adapters/bus.py", "adapters/desk.py", "workers/base.py"},  # base: the loop's poller and its context

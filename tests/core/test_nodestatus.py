@@ -9,6 +9,7 @@ from llmwd.core import nodestatus
 from llmwd.core.nodestatus import Facts, status_of
 from llmwd.messages import (
     Courtesy,
+    Expected,
     Gpu,
     GpusFact,
     Hold,
@@ -233,3 +234,21 @@ def test_memory_pressure_is_a_row_with_its_limit_or_with_why_it_is_not_known(som
     assert dict(nodestatus.summary_rows(status_of("m001", ROOT, facts, NOW_S), 60.0))["memory"] == row
     silent = Facts(root=root(), server=server(), gpus=gpus(memory=memory, at_s=NOW_S - 60))
     assert status_of("m001", ROOT, silent, NOW_S).memory is None
+
+
+@pytest.mark.parametrize(
+    ("start_at", "wanted", "row"),
+    [
+        (7200.0, None, "reservation maint at 1970-01-01T02:00:00Z, in 1h 59m (the whole node)"),
+        (30.0, 1, "reservation maint at 1970-01-01T00:00:30Z, begun (1 GPU)"),
+        (None, 4, "reservation maint at a time that was not understood (4 GPUs)"),
+    ],
+)
+def test_what_is_expected_next_is_a_row_and_a_field(start_at: float | None, wanted: int | None, row: str) -> None:
+    expected = Expected(who="reservation maint", start_at=start_at, start_s=None, over_s=None, gpus=wanted)
+    status = status_of("m001", ROOT, Facts(root=root(), server=server(), gpus=gpus(expected=expected)), NOW_S)
+    assert dict(nodestatus.summary_rows(status, 60.0))["next"] == row
+    shown = json.loads(msgspec.json.encode(status))["next"]
+    assert (shown["who"], shown["gpus"]) == ("reservation maint", wanted) and (shown["start"] is None) is (start_at is None)
+    silent = Facts(root=root(), server=server(), gpus=gpus(expected=expected, at_s=NOW_S - 60))
+    assert status_of("m001", ROOT, silent, NOW_S).next is None

@@ -8,7 +8,7 @@ from llmwd.core.slurmnode import SlurmNode, find
 def test_the_node_is_found_by_its_host_in_whatever_partitions_it_is() -> None:
     listing = "g01 g01 gpu:a100:8(S:0-1)\ng01 g01 gpu:a100:8(S:0-1)\ng02 g02 (null)\n"
     assert find(listing, "g01", "") == (SlurmNode("g01", 8, 1), "")
-    assert find(listing, "g02.cluster.example", "") == (SlurmNode("g02", 0, 0), "")
+    assert find(listing, "g02.cluster.example", "") == (SlurmNode("g02", 0, 0, others=True), "")
 
 
 def test_a_nodes_name_may_differ_from_its_hosts() -> None:
@@ -19,7 +19,7 @@ def test_several_nodes_on_one_host_have_to_be_told_apart_by_the_operator() -> No
     listing = "n1 box gpu:4\nn2 box gpu:2\n"
     node, why = find(listing, "box", "")
     assert node is None and "n1, n2" in why and "SLURM_NODE" in why
-    assert find(listing, "box", "n2") == (SlurmNode("n2", 2, 0), "")
+    assert find(listing, "box", "n2") == (SlurmNode("n2", 2, 0, others=True), "")
 
 
 @pytest.mark.parametrize(("name", "why"), [("n9", "no node n9"), ("", "no node on the host here")])
