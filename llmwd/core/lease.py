@@ -221,6 +221,24 @@ def _grant(now: Situation, now_s: float, lease_ttl_s: float, resume_after_s: flo
     if now.pending:
         return Decision(lease=None, blocked=Reason.waiting_for_gpus, detail="a job has arrived and is being asked about")
     rested = [gpu for gpu in free if now_s >= now.free_since_s[gpu.uuid] + resume_after_s]
+    resting = _resting(now, now_s, free, rested, resume_after_s)
+    if resting is not None:
+        return resting
+    if now.holding:
+        return Decision(lease=None, blocked=Reason.waiting_for_gpus, detail="the last server's processes are not gone yet")
+    chosen = choose(rested, now.wanted, now.gpu_map.likely)
+    lease = Lease(
+        before_bytes=tuple(now.memory_used.get(gpu.uuid) for gpu in chosen),
+        epoch=now.epoch + 1, gpus=tuple(now.gpu_map.likely[gpu.uuid] for gpu in chosen),
+        uuids=tuple(gpu.uuid for gpu in chosen), granted_s=now_s, expires_s=_until(now, now_s, lease_ttl_s),
+    )
+    return Decision(lease=lease, granted=True)
+
+
+def _resting(
+    now: Situation, now_s: float, free: Sequence[GpuLike], rested: Sequence[GpuLike], resume_after_s: float
+) -> Decision | None:
+    """Why nothing is taken yet although enough is free: a GPU, or the node, is left alone for a while after a job."""
     if len(rested) < now.wanted:
         ages = sorted((now.free_since_s[gpu.uuid] for gpu in free))
         at_s = ages[now.wanted - 1] + resume_after_s
@@ -235,15 +253,7 @@ def _grant(now: Situation, now_s: float, lease_ttl_s: float, resume_after_s: flo
             lease=None, blocked=Reason.resume_delay, look_again_s=calm_s,
             detail=f"taken {resume_after_s:g} s after the last conflict",
         )
-    if now.holding:
-        return Decision(lease=None, blocked=Reason.waiting_for_gpus, detail="the last server's processes are not gone yet")
-    chosen = choose(rested, now.wanted, now.gpu_map.likely)
-    lease = Lease(
-        before_bytes=tuple(now.memory_used.get(gpu.uuid) for gpu in chosen),
-        epoch=now.epoch + 1, gpus=tuple(now.gpu_map.likely[gpu.uuid] for gpu in chosen),
-        uuids=tuple(gpu.uuid for gpu in chosen), granted_s=now_s, expires_s=_until(now, now_s, lease_ttl_s),
-    )
-    return Decision(lease=lease, granted=True)
+    return None
 
 
 def _too_few(now: Situation, free: int) -> Decision:
