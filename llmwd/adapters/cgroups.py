@@ -28,8 +28,19 @@ ABOVE = re.compile(
 )
 # Worth a new walk at once; containers come and go too often for that, and wait for the next one.
 LEADS_V2 = re.compile(rf".*\.slice|{SCOPE.pattern}")
+# Any of them with a plugin "…/cgroup" makes folders for jobs. The first one's default is such a plugin.
+_MAKERS = re.compile(r"^[ \t]*(ProctrackType|TaskPlugin|JobAcctGatherType)[ \t]*=[ \t]*(\S+)", re.IGNORECASE | re.MULTILINE)
 DEPTH = 8
 FOLDERS = 256
+
+
+def made_for_jobs(config: str) -> bool:
+    """Whether jobs get folders at all, by a slurm.conf or by what `scontrol show config` prints.
+
+    Where they get none (proctrack/linuxproc), slurmd makes its scope all the same, and it stays empty.
+    """
+    plugins = {found[1].lower(): found[2].lower() for found in _MAKERS.finditer(config)}
+    return any("/cgroup" in plugin for plugin in {"proctracktype": "proctrack/cgroup", **plugins}.values())
 
 
 class Mount(NamedTuple):

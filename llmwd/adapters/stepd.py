@@ -27,14 +27,16 @@ def spool_setting(text: str) -> str | None:
     return match[1] if match else None
 
 
-def configured_spool(environ: Mapping[str, str]) -> str | None:
-    """SlurmdSpoolDir of the slurm.conf that Slurm's own programs would read; None: there is none to read."""
+def configuration(environ: Mapping[str, str]) -> str | None:
+    """The text of the slurm.conf that Slurm's own programs would read; None: there is none to read."""
     candidates = [environ["SLURM_CONF"]] if environ.get("SLURM_CONF") else CONFIG_FILES
-    for path in candidates:
-        text = _config_text(path, INCLUDES)
-        if text is not None:
-            return spool_setting(text) or DEFAULT_SPOOL
-    return None
+    texts = (_config_text(path, INCLUDES) for path in candidates)
+    return next((text for text in texts if text is not None), None)
+
+
+def configured_spool(text: str) -> str:
+    """SlurmdSpoolDir of a slurm.conf, or its default."""
+    return spool_setting(text) or DEFAULT_SPOOL
 
 
 def _config_text(path: str, includes: int) -> str | None:

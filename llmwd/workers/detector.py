@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import msgspec
 
-from llmwd.adapters import rundir, slurm, stepd
+from llmwd.adapters import cgroups, rundir, slurm, stepd
 from llmwd.adapters.cgroups import CgroupV1, CgroupV2
 from llmwd.adapters.jobfolders import JobFolders
 from llmwd.adapters.jobprocs import JobProcesses
@@ -60,6 +60,7 @@ class Detector:
         self._published: JobsFact | None = None
         self._polling = False
         self._slurm_here = False
+        self._job_cgroups = True  # until Slurm's configuration says that jobs get none
         self._spool_call: slurm.Call | None = None
 
     # --- beginning -------------------------------------------------------------------------------------
@@ -85,8 +86,8 @@ class Detector:
         }
         self._folders = {source: make() for source, make in made.items() if source in sources}
         self._procfs = JobProcesses(node) if Source.procfs in sources else None
-        if Source.stepd in sources:
-            self._learn_spool()
+        if sources.keys() & set(OF_SLURM):
+            self._learn_config()
         self._look_at_processes()
         self._scan_all()
 
@@ -203,7 +204,9 @@ class Detector:
         self._shell.at("procfs", now_s + self._procfs_every_s(), self._look_at_processes)
 
     def _procfs_every_s(self) -> float:
-        folders = [self._state.views.get(source) for source in OF_SLURM]
+        # Without cgroups for jobs, a scope that is there and empty says nothing.
+        seeing = OF_SLURM if self._job_cgroups else (Source.stepd,)
+        folders = [self._state.views.get(source) for source in seeing]
         others_work = any(view is not None and view.works for view in folders)
         if others_work and self._only_procfs:
             self._procfs_again_s = min(PROCFS_EVERY_S, self._procfs_again_s * 2)
@@ -212,38 +215,40 @@ class Detector:
             return PROCFS_EVERY_S
         return max(PROCFS_FASTEST_S, self._shell.boot.settings.poll_interval_s)
 
-    # --- where slurmd's sockets are --------------------------------------------------------------------
+    # --- where slurmd's sockets are, and whether jobs have cgroups ----------------------------------------
 
-    def _learn_spool(self) -> None:
+    def _learn_config(self) -> None:
         """From slurm.conf at once; and from Slurm itself, once, for the file may not be the one that is used."""
-        setting = stepd.configured_spool(os.environ)
-        if setting is not None:
-            self._spool_is(setting)
+        text = stepd.configuration(os.environ)
+        if text is not None:
+            self._config_is(text, stepd.configured_spool(text))
         call = slurm.start(slurm.show_config(), self._shell.boot.settings.scontrol_timeout_s)
         if isinstance(call, slurm.Call):
             self._spool_call = call
-            self._watch("spool", call.fileno(), lambda: self._on_spool(overdue=False))
-            self._shell.at("spool-overdue", call.deadline_s, lambda: self._on_spool(overdue=True))
+            self._watch("spool", call.fileno(), lambda: self._on_config(overdue=False))
+            self._shell.at("spool-overdue", call.deadline_s, lambda: self._on_config(overdue=True))
 
-    def _on_spool(self, overdue: bool) -> None:
+    def _on_config(self, overdue: bool) -> None:
         call, self._spool_call = self._spool_call, None
         self._unwatch("spool")
         self._shell.cancel("spool-overdue")
         answer = call.kill() if overdue else call.answer()
-        setting = stepd.spool_setting(answer.stdout) if answer.status == 0 else None
-        if setting is not None:
-            self._spool_is(setting)
+        spool = stepd.spool_setting(answer.stdout) if answer.status == 0 else None
+        if spool is not None:
+            self._config_is(answer.stdout, spool)
         elif not self._slurm_here:
-            self._shell.at("spool", time.monotonic() + SPOOL_ASK_EVERY_S, self._learn_spool)
-        self._scan(self._folders[Source.stepd])
+            self._shell.at("spool", time.monotonic() + SPOOL_ASK_EVERY_S, self._learn_config)
+        if Source.stepd in self._folders:
+            self._scan(self._folders[Source.stepd])
         self._arm_poll()
         self._publish_first()
 
-    def _spool_is(self, setting: str) -> None:
+    def _config_is(self, text: str, spool: str) -> None:
         self._slurm_here = True
-        source = self._folders[Source.stepd]
+        self._job_cgroups = cgroups.made_for_jobs(text)
+        source = self._folders.get(Source.stepd)
         if isinstance(source, StepdSockets):
-            source.learn([setting])
+            source.learn([spool])
 
     # --- the picture and the bus -----------------------------------------------------------------------
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from llmwd.adapters.cgroups import CgroupV1, CgroupV2, Mount, mounts, read_mounts
+from llmwd.adapters.cgroups import CgroupV1, CgroupV2, Mount, made_for_jobs, mounts, read_mounts
 from llmwd.adapters.jobfolders import JobFolders, job_folder
 from tests.waiting import wait_until
 
@@ -273,3 +273,17 @@ def test_folders_that_come_and_go_leave_no_dead_watch_behind(real: tuple[CgroupV
     scope.rmdir()
     source.scan()
     assert watches() == with_scope - 1
+
+
+@pytest.mark.parametrize(
+    ("config", "made"),
+    [
+        ("ProctrackType           = proctrack/cgroup\nTaskPlugin              = task/none\n", True),
+        ("ProctrackType=proctrack/linuxproc\nTaskPlugin=task/affinity\nJobAcctGatherType=jobacct_gather/linux\n", False),
+        ("proctracktype=proctrack/pgid\n  TaskPlugin=task/affinity,task/cgroup # both\n", True),
+        ("ProctrackType = proctrack/linuxproc\nJobAcctGatherType = jobacct_gather/cgroup\n", True),
+        ("#ProctrackType=proctrack/linuxproc\nSlurmdSpoolDir=/x\n", True),  # cgroup is the default
+    ],
+)
+def test_slurms_configuration_tells_whether_jobs_get_folders_at_all(config: str, made: bool) -> None:
+    assert made_for_jobs(config) is made

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from llmwd.adapters.stepd import DEFAULT_SPOOL, StepdSockets, configured_spool, spool_folders, spool_setting
+from llmwd.adapters.stepd import DEFAULT_SPOOL, StepdSockets, configuration, configured_spool, spool_folders, spool_setting
 
 NOBODY = 65534
 
@@ -114,13 +114,13 @@ def test_the_setting_is_read_from_slurm_conf_and_from_scontrol(text: str, settin
 def test_slurm_conf_may_include_other_files(tmp_path: Path) -> None:
     (tmp_path / "slurm.conf").write_text("ClusterName=c\nInclude paths.conf\n")
     (tmp_path / "paths.conf").write_text("SlurmdSpoolDir=/x\nInclude slurm.conf\n")
-    assert configured_spool({"SLURM_CONF": str(tmp_path / "slurm.conf")}) == "/x"
+    assert configured_spool(configuration({"SLURM_CONF": str(tmp_path / "slurm.conf")}) or "") == "/x"
 
 
 def test_a_slurm_conf_without_the_setting_means_slurms_default(tmp_path: Path) -> None:
     (tmp_path / "slurm.conf").write_text("ClusterName=c\n")
-    assert configured_spool({"SLURM_CONF": str(tmp_path / "slurm.conf")}) == DEFAULT_SPOOL
-    assert configured_spool({"SLURM_CONF": str(tmp_path / "none")}) is None
+    assert configured_spool(configuration({"SLURM_CONF": str(tmp_path / "slurm.conf")}) or "") == DEFAULT_SPOOL
+    assert configuration({"SLURM_CONF": str(tmp_path / "none")}) is None
 
 
 def test_node_and_host_are_put_into_the_setting(tmp_path: Path) -> None:
