@@ -89,7 +89,10 @@ class SlurmDesk:
             self._start(slot, what, argv, now_s)
         if self._may_look_ahead(now_s) and (argv := self.ahead.question(now_s)) is not None:
             self._start("ahead", "ahead", argv, now_s)
-        self._shell.at("slurm", self._wake_s(now_s), self.pump)
+        wake_s = self._wake_s(now_s)
+        if question is not None:  # it waits for nothing but its turn
+            wake_s = min(wake_s, now_s + (1 - self._tokens) * CALL_EVERY_S)
+        self._shell.at("slurm", wake_s, self.pump)
 
     def reload(self, settings: Settings) -> None:
         self._node_due_s = 0.0
@@ -136,9 +139,9 @@ class SlurmDesk:
 
     def _reading_due_s(self) -> float:
         reading = self._claims.reading
-        asked_s = reading.started_s if reading else 0.0
-        if self.last_error:
+        if self.last_error or reading is None:
             return self._node_due_s
+        asked_s = reading.started_s
         if self._claims.reading_wanted():
             return asked_s + CALL_EVERY_S
         if self._claims.completing():

@@ -1,0 +1,200 @@
+"""Storms: thousands of folders, hundreds of jobs, more events than inotify's queue holds.
+
+Every time: no conflict is missed, no yield is started twice, the controller is spared, memory stays flat. Calls are
+counted by programs of our own in front of Slurm's.
+"""
+
+import os
+import re
+import shutil
+import signal
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from llmwd.core.claims import Claims
+from llmwd.messages import JobSeen
+from llmwd.vocab import Source
+from llmwd.workers.slurmdesk import SlurmDesk
+from tests.fakes.loop_shell import LoopShell
+from tests.slurm.ledger import Ledger, yields_started_twice
+from tests.slurm.test_yield import release_of, supervised_beside, wait_for_job
+from tests.slurm.testbed import SlurmNode
+from tests.tree.supervised import Supervised
+from tests.waiting import wait_until
+
+COUNTED = ("scontrol", "sinfo", "squeue")
+CALL_EVERY_S = 0.1
+BURST = 2
+GROWTH_MIB = 24.0  # Python keeps what it once needed; a leak of all that a storm brings would be more than this
+QUEUE = int(Path("/proc/sys/fs/inotify/max_queued_events").read_text())
+
+
+class Counted:
+    """A folder for PATH whose programs write down when they were called, and become the real ones."""
+
+    def __init__(self, folder: Path):
+        self.bin, self._log = folder / "counted", folder / "calls"
+        self.bin.mkdir()
+        for name in COUNTED:
+            program = self.bin / name
+            program.write_text(
+                f'#!/bin/sh\necho "$(date +%s.%N) {name} $*" >> {self._log}\nexec {shutil.which(name)} "$@"\n'
+            )
+            program.chmod(0o755)
+
+    def calls(self) -> list[tuple[float, str]]:
+        """(wall clock, command line), without the detector's one question about the configuration."""
+        lines = self._log.read_text().splitlines() if self._log.exists() else []
+        pairs = [line.split(" ", 1) for line in lines]
+        return [(float(at), command) for at, command in pairs if command != "scontrol show config"]
+
+    def too_many(self) -> list[str]:
+        """Stretches of time with more calls than one every CALL_EVERY_S and a burst; a call starts 50 ms early or late."""
+        times = sorted(at for at, _ in self.calls())
+        return [
+            f"{last - first + 1} calls within {times[last] - times[first]:.2f} s"
+            for first in range(len(times))
+            for last in range(first + BURST, len(times))
+            if last - first + 1 > BURST + (times[last] - times[first] + 0.05) / CALL_EVERY_S + 1
+        ]
+
+
+@pytest.fixture
+def counted(tmp_path: Path) -> Counted:
+    return Counted(tmp_path)
+
+
+@pytest.fixture
+def tree(slurm_node: SlurmNode, tmp_path: Path, counted: Counted) -> Iterator[Supervised]:
+    """Beside the node, every call counted; the slow looks come so rarely that they cannot be what helps."""
+    made = supervised_beside(slurm_node, tmp_path, RECONCILE=60, LEASE_TTL=30)
+    made.env["PATH"] = f"{counted.bin}:{made.env['PATH']}"
+    yield made.start()
+    made.close()
+
+
+def pss_mib(tree: Supervised, worker: str) -> float:
+    text = Path(f"/proc/{tree.pids()[worker]}/smaps_rollup").read_text()
+    return int(re.search(r"^Pss:\s+(\d+)", text, re.MULTILINE)[1]) / 1024
+
+
+def memory(tree: Supervised) -> dict[str, float]:
+    return {worker: pss_mib(tree, worker) for worker in ("detector", "resolver")}
+
+
+def grown(before: dict[str, float], after: dict[str, float]) -> dict[str, float]:
+    """By how many MiB, of those that grew beyond measure."""
+    return {name: after[name] - before[name] for name in before if after[name] - before[name] > GROWTH_MIB}
+
+
+def storm(scope: Path, count: int, first: int) -> float:
+    """Job folders made and removed, a hundred at a time; how long it took."""
+    began_s = time.monotonic()
+    for start in range(first, first + count, 100):
+        folders = [scope / f"job_{number}" for number in range(start, start + 100)]
+        for folder in folders:
+            folder.mkdir()
+        for folder in folders:
+            folder.rmdir()
+    return time.monotonic() - began_s
+
+
+def test_two_thousand_folders_hide_no_job_and_cost_neither_calls_nor_memory(
+    slurm_node: SlurmNode, tree: Supervised, counted: Counted, tmp_path: Path
+) -> None:
+    ledger = Ledger(tmp_path)
+    pids = tree.serving() and tree.pids()
+    assert storm(slurm_node.scope, 2000, 100_000) < 2
+    tree.until(lambda status: status["jobs"] == [] and status["phase"] == "serving", 60, "serving, no job left")
+    before = memory(tree)
+
+    for number in range(2):
+        storm(slurm_node.scope, 1000, 200_000 + 2000 * number)
+        job = ledger.sbatch(slurm_node, "sleep 600", "--gres=gpu:8")
+        storm(slurm_node.scope, 1000, 201_000 + 2000 * number)
+        wait_for_job(tree, job, list(range(8)))
+        tree.phase("waiting")
+        ledger.cancel(slurm_node, job)
+        tree.until(lambda status: status["jobs"] == [] and status["phase"] == "serving", 60, "serving, no job left")
+
+    assert ledger.wrongs(tree) == [] and yields_started_twice(tree) == []
+    # A folder that Slurm knows nothing of may be taken for a conflict; a conflict is never taken for a folder.
+    assert len(tree.journal("released")) <= 5
+    assert counted.too_many() == []
+    assert grown(before, memory(tree)) == {}
+    assert {name: pid for name, pid in tree.pids().items() if name != "server"} == {
+        name: pid for name, pid in pids.items() if name != "server"
+    }
+
+
+def test_an_array_of_two_hundred_jobs_never_meets_a_lease(
+    slurm_node: SlurmNode, tree: Supervised, counted: Counted, tmp_path: Path
+) -> None:
+    ledger = Ledger(tmp_path)
+    tree.serving()
+    before = memory(tree)
+    slurm_node.sbatch(ledger.script("sleep 0.2"), "--gres=gpu:1", "--array=1-200")
+    wait_until(lambda: sum(run.ended_at < float("inf") for run in ledger.runs()) == 200, 240, every_s=0.5)
+    tree.until(lambda status: status["jobs"] == [] and status["phase"] == "serving", 60, "serving, no job left")
+    assert len({run.job for run in ledger.runs()}) == 200
+    assert any(run.gpus & {6, 7} for run in ledger.runs())
+    assert ledger.wrongs(tree) == [] and yields_started_twice(tree) == []
+    assert {entry["reason"] for entry in tree.journal("lease_revoked")} <= {"yielded_to_job", "unknown_job"}
+    assert counted.too_many() == []
+    assert grown(before, memory(tree)) == {}
+
+
+def test_a_job_whose_event_was_lost_in_an_overflow_is_found_at_once(
+    slurm_node: SlurmNode, tree: Supervised, tmp_path: Path
+) -> None:
+    tree.serving()
+    ledger = Ledger(tmp_path)
+    began_s = time.monotonic()
+    tree.signal("detector", signal.SIGSTOP)
+    try:
+        overflow(slurm_node.spool / f"{slurm_node.node}_77777.0", slurm_node.scope / "job_77777")
+        job = ledger.sbatch(slurm_node, "sleep 600", "--gres=gpu:8")  # its events find both queues full
+        slurm_node.wait_state(job, "RUNNING")
+        assert time.monotonic() - began_s < 12, "the root takes the detector for hung: the machine is too slow"
+    finally:
+        tree.signal("detector", signal.SIGCONT)
+    continued_s = time.monotonic()
+    release = release_of(tree, job)
+    assert release["job"] == str(job)
+    assert release["seen_s"] - continued_s < 5  # the slow scans and readings come later
+    wait_for_job(tree, job, list(range(8)))
+    assert tree.worker("detector")["restarts"] == 0 and yields_started_twice(tree) == []
+
+
+def overflow(socket_name: Path, folder: Path) -> None:
+    """One event more than fits, for each of the two queues; a name that comes and goes is never merged."""
+    for _ in range(QUEUE // 2 + 1):
+        socket_name.touch()
+        socket_name.unlink()
+    for _ in range(QUEUE // 2 + 1):
+        folder.mkdir()
+        folder.rmdir()
+
+
+def test_a_question_whose_turn_has_not_come_waits_for_its_turn_and_no_longer(
+    slurm_node: SlurmNode, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A job right after the first two calls: the burst is used up, and nothing else happens on the node."""
+    monkeypatch.setenv("SLURM_CONF", slurm_node.env["SLURM_CONF"])
+    job = slurm_node.sbatch("exec sleep 600", "--gres=gpu:2")
+    slurm_node.wait_state(job, "RUNNING")
+    deadline_s = 60.0
+    shell, claims = LoopShell(tmp_path, slurm_node=slurm_node.node), Claims(deadline_s)
+    desk = SlurmDesk(shell, claims, socket.gethostname(), lambda: None)  # type: ignore[arg-type]
+    desk.pump()
+    shell.until(lambda: claims.reading is not None, 5)  # also of a resolver that begins with a lease: not RECONCILE later
+    seen_s = time.monotonic()
+    claims.see((JobSeen(id=str(job), sources=(Source.stepd,), seen_s=seen_s),), seen_s)
+    desk.pump()
+    shell.until(lambda: claims.views(time.monotonic())[0].gpus == {0, 1}, 10)
+    desk.close()
+    shell.close()
