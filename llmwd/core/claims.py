@@ -8,7 +8,8 @@ any number of arrivals. Only a *quiet* reading does, one that says that nothing 
 when the job begins to complete. For the same reason a GPU counts as used from reading to reading until a quiet
 one, and a job that is seen no more is *leaving*: it keeps its GPUs until a quiet reading that began later. Where a
 reading cannot be decided (a node may tell only how many GPUs are used), it counts with the listing of the
-node's jobs that follows it. Unknown is never taken for none.
+node's jobs that follows it; what it counts beyond the GPUs of the jobs that are shown belongs to *hidden* ones
+(PrivateData), which may have any. Unknown is never taken for none.
 
 Indices are Slurm's. No clock in here: every method is told the time.
 """
@@ -25,6 +26,7 @@ LISTED = (Source.gresused,)
 # A finished or waiting job whose folder is still here is asked again: the same id may run again (requeue).
 REASK_FIRST_S = 1.0
 REASK_MAX_S = 15.0
+HIDDEN = "hidden"  # stands for an id in the view of what nobody shows
 
 
 class NodeReading(msgspec.Struct, frozen=True):
@@ -90,6 +92,8 @@ class Claims:
         self._asked: dict[str, _Job] = {}
         self._used: frozenset[int] = frozenset()
         self._used_whole = False  # GPUs of jobs that began to complete before the first reading are not missing in it
+        self._left_s = float("-inf")  # when a job left last
+        self._hidden_s: float | None = None  # since when the node counts more GPUs than all shown jobs have
         self._listing_due = False  # the latest reading was not decidable, and no listing has come since
 
     # --- what happened ----------------------------------------------------------------------------------
@@ -98,6 +102,7 @@ class Claims:
         """The detector's latest list."""
         self._local = {job.id: job for job in jobs}
         self._update(now_s)
+        self._look_for_hidden(now_s)
 
     def take_listing(self, ids: frozenset[str], now_s: float) -> None:
         """Jobs that slurmctld says have an allocation here; asked where GresUsed alone cannot decide."""
@@ -107,6 +112,7 @@ class Claims:
             self._listing_due = False
             self._used, self._used_whole = frozenset(), True
             self._let_go()
+        self._look_for_hidden(now_s)
 
     def answer(self, id: str, claim: Claim, now_s: float) -> None:
         """What Slurm says of one job that was asked for."""
@@ -135,6 +141,7 @@ class Claims:
             job.ask_at_s = self._again(job, now_s) if job.seen.empty else None
         if job.resolved_s is None:
             job.resolved_s = now_s
+        self._look_for_hidden(now_s)
 
     def fail(self, id: str, failure: Failure, why: str, now_s: float) -> None:
         """A job that was asked for could not be answered."""
@@ -154,6 +161,7 @@ class Claims:
         self.reading = reading
         claim = reading.claim
         self._listing_due = claim.gpus is None
+        self._look_for_hidden(now_s)
         if claim.gpus is None:
             return
         self._used = claim.gpus | (self._used if claim.completing else frozenset())
@@ -181,6 +189,7 @@ class Claims:
         """When to look again although nothing happened."""
         times = [job.ask_at_s for job in self._waiting() if job.ask_at_s is not None]
         times += [job.heard_s + self.resolve_deadline_s for job in self._waiting() if job.open]
+        times += [self._hidden_s + self.resolve_deadline_s] if self._hidden_s is not None else []
         return min((at for at in times if at > now_s), default=None)
 
     def asked(self, id: str) -> None:
@@ -218,6 +227,7 @@ class Claims:
         return tuple(
             [self._view(job, now_s) for job in self._jobs.values()]
             + [msgspec.structs.replace(self._view(job, now_s), leaving=True) for job in self._leaving.values()]
+            + ([self._hidden_view(now_s)] if self._hidden_s is not None else [])
         )
 
     def used_by_node(self) -> frozenset[int]:
@@ -239,6 +249,21 @@ class Claims:
         if job.sim or now_s >= job.heard_s + self.resolve_deadline_s:
             return msgspec.structs.replace(view, gpus=None)
         return msgspec.structs.replace(view, gpus=job.known or frozenset(), pending=True)
+
+    def _hidden_view(self, now_s: float) -> JobView:
+        pending = now_s < self._hidden_s + self.resolve_deadline_s
+        why = "Slurm counts more GPUs in use than the jobs that it shows have"
+        return JobView(HIDDEN, frozenset() if pending else None, LISTED, pending=pending, seen_s=self._hidden_s, why=why)
+
+    def _look_for_hidden(self, now_s: float) -> None:
+        """Compare what the node counts with what the jobs have, once both are of one time and every job is known."""
+        if self.reading is None or self.reading.started_s <= self._left_s:
+            return
+        jobs = [job for job in self._jobs.values() if not job.sim and not job.off]
+        shown = frozenset[int]().union(*(job.known or frozenset() for job in jobs))
+        # A job that is being asked for has a deadline of its own.
+        hidden = (self.reading.claim.used or 0) > len(shown) and not any(job.open for job in jobs)
+        self._hidden_s = (self._hidden_s or now_s) if hidden else None
 
     def _waiting(self) -> tuple[_Job, ...]:
         """Jobs that an answer of their own may settle."""
@@ -281,6 +306,7 @@ class Claims:
 
     def _leave(self, id: str, now_s: float) -> None:
         job = self._jobs.pop(id)
+        self._left_s = now_s
         if self.slurm and not job.sim:
             job.left_s = now_s
             self._leaving[id] = job

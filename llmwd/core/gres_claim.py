@@ -36,6 +36,7 @@ class Claim(msgspec.Struct, frozen=True):
     completing: bool = False  # the job or node says COMPLETING, or a node's state is not told
     states: tuple[str, ...] = ()  # of the job or the node, upper case: ("MIXED", "DRAIN")
     total: int | None = None  # node: GPUs in Gres=, if told
+    used: int | None = None  # node, gpus None: how many are in use at least, if that much was understood
 
 
 class Line(msgspec.Struct, frozen=True):

@@ -6,9 +6,11 @@ so a claim of nothing is only worth something together with `completing` False.
 
 import re
 
+import msgspec
+
 from llmwd.core import gres_failure
 from llmwd.core.gres_claim import Claim
-from llmwd.core.gres_detail import read_detail, read_totals
+from llmwd.core.gres_detail import Detail, read_detail, read_totals
 
 _RECORD = re.compile(r"^NodeName=(\S+)", re.MULTILINE)
 _FIELD = re.compile(r"(?:(?<=\s)|^)(Gres|GresUsed|State)=(\S*)")
@@ -72,10 +74,18 @@ def node_claim(used: str | None, configured: str | None, state: str | None) -> C
         return claim(None, "the text does not tell GresUsed: it is cut, or detail (-d) was not asked for")
     detail = read_detail(used)
     if detail.gpus is None:
-        return claim(None, detail.why)
+        return msgspec.structs.replace(claim(None, detail.why), used=_at_least(detail))
     if totals and not detail.counts:
         return claim(None, "the node has GPUs, but GresUsed does not mention them")
     return claim(detail.gpus)
+
+
+def _at_least(detail: Detail) -> int | None:
+    """How many GPUs are in use although it is not said which; shares are on one at least."""
+    if not detail.readable:
+        return None
+    shared = any(amount for name, amount in detail.counts.items() if name != "gpu")
+    return max(detail.counts.get("gpu", 0), int(shared))
 
 
 def read_node(text: str, node: str) -> Claim:
@@ -123,7 +133,7 @@ def read_sinfo(text: str, node: str) -> Claim:
         return Claim(None, f"sinfo says nothing about {node}: {gres_failure.sentence(text)}", completing=True)
     for claim in claims:
         if claim.gpus is None:
-            return Claim(None, claim.why, any(c.completing for c in claims), claim.states)
+            return Claim(None, claim.why, any(c.completing for c in claims), claim.states, used=claim.used)
     gpus = frozenset[int]().union(*(claim.gpus or () for claim in claims))
     states = tuple(dict.fromkeys(word for claim in claims for word in claim.states))
     return Claim(gpus, "", any(claim.completing for claim in claims), states)

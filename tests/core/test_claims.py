@@ -2,7 +2,7 @@
 
 import pytest
 
-from llmwd.core.claims import Claims, JobView, NodeReading
+from llmwd.core.claims import HIDDEN, Claims, JobView, NodeReading
 from llmwd.core.gres import Claim, Failure
 from llmwd.messages import JobSeen
 
@@ -336,3 +336,43 @@ def test_news_of_a_job_that_comes_late_is_not_covered_by_a_reading_in_which_some
     claims.read(used(5.0, completing=True), 5.1)
     claims.see((seen("7", 4.0),), 5.2)
     assert view(claims, now_s=5.3).pending
+
+
+def counted(started_s: float, count: int) -> NodeReading:
+    return NodeReading(started_s, Claim(None, "no indices", used=count))
+
+
+def hidden(claims: Claims, now_s: float) -> JobView | None:
+    return view(claims, HIDDEN, now_s)
+
+
+def test_gpus_that_slurm_counts_beyond_those_of_the_jobs_it_shows_may_be_any(claims: Claims) -> None:
+    answered(claims, running(0, 1))
+    claims.read(counted(2.0, 2), 2.1)
+    claims.take_listing(frozenset(), 2.2)
+    assert hidden(claims, 99) is None
+    claims.read(counted(3.0, 3), 3.1)
+    assert hidden(claims, 3.1).pending and claims.next_s(3.1) == 3.1 + DEADLINE_S
+    claims.take_listing(frozenset(), 3.2)
+    assert hidden(claims, 3.1 + DEADLINE_S).gpus is None, "unknown is never taken for none"
+    claims.read(counted(20.0, 2), 20.1)
+    assert hidden(claims, 99) is None
+
+
+def test_a_listed_job_that_is_being_asked_for_hides_nobody(claims: Claims) -> None:
+    answered(claims, running(0, 1))
+    claims.read(counted(2.0, 4), 2.1)
+    claims.take_listing(frozenset({"8"}), 2.2)
+    assert hidden(claims, 99) is None, "it has a deadline of its own"
+    answered(claims, running(2), "8", 2.4)
+    assert hidden(claims, 99).gpus is None, "it does not have them all"
+
+
+def test_a_count_from_before_a_job_left_says_nothing_of_those_who_stayed(claims: Claims) -> None:
+    answered(claims, running(0, 1))
+    claims.read(counted(2.0, 2), 2.1)
+    claims.see((), 3.0)
+    answered(claims, FINISHED, now_s=3.1)
+    assert hidden(claims, 99) is None
+    claims.read(counted(4.0, 1), 4.1)
+    assert hidden(claims, 4.2) is not None

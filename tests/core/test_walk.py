@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from llmwd.core.claims import Claims, JobView, NodeReading
+from llmwd.core.claims import HIDDEN, Claims, JobView, NodeReading
 from llmwd.core.gpumap import build_map, simulated
 from llmwd.core.gres import Claim, Failure
 from llmwd.core.lease import Decision, Evidence, Situation, decide, free_since, occupy
@@ -110,7 +110,7 @@ class Walk(RuleBasedStateMachine):
         if id in self.signs:  # in the folder that an earlier run left behind
             old = self.signs[id]
             self.signs[id] = Sign(old.seen_s, ("stepd", "cgroup2"))
-        elif signs or hidden:
+        elif signs:
             self.signs[id] = Sign(self.now_s, run=run)
 
     @rule(id=ids, gpus=gpu_sets, hidden=st.booleans(), asked=st.booleans())
@@ -293,7 +293,8 @@ class Walk(RuleBasedStateMachine):
         self.last_error = ""
         states = ("MIXED", *(["COMPLETING"] * completing), *(["DRAIN"] * draining))
         if how == "not understood" or not self.indices:
-            claim = Claim(None, "no indices", completing, states)
+            used = len(frozenset().union(*(run.gpus for run in running))) if how == "read" else None
+            claim = Claim(None, "no indices", completing, states, used=used)
             self.listing_due = True
         else:
             claim = Claim(frozenset().union(*(run.gpus for run in running)), "", completing, states)
@@ -412,6 +413,11 @@ class Walk(RuleBasedStateMachine):
                 assert any(run.gpus & set(lease.gpus) for run in lately), "yielded, and no job wanted these GPUs"
             case Reason.unknown_job:
                 view = next(view for view in views if view.id == gone.job and view.gpus is None)
+                if gone.job == HIDDEN:
+                    lately = [run for run in self.runs if run.over_s >= self.claims.reading.started_s]
+                    shown = [each.gpus for each in views if each.gpus and each is not view]
+                    assert any(run.gpus and run.gpus not in shown for run in lately), "nobody is hidden"
+                    return
                 run = [run for run in self.runs if run.id == view.id][-1]
                 assert view.leaving or not run.answered or view.seen_s > run.begun_s
                 assert self.now_s >= view.seen_s + DEADLINE_S

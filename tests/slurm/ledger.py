@@ -47,9 +47,13 @@ class Ledger:
 
     def ends(self, job: int) -> None:
         """From now on it need not run any more, as for a job that is about to be requeued. Waits until it has begun."""
-        wait_until(lambda: any(run.job == str(job) and run.ended_at == float("inf") for run in self.runs()), 30)
+        self.begun(job)
         with self._path.open("a") as file:
             file.write(f"- {job} {time.time():.6f} gpus=\n")
+
+    def begun(self, job: int) -> None:
+        """Wait until it runs by its own word."""
+        wait_until(lambda: any(run.job == str(job) and run.ended_at == float("inf") for run in self.runs()), 30)
 
     def runs(self) -> list[Run]:
         found: list[Run] = []
