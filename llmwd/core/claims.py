@@ -175,15 +175,16 @@ class Claims:
     # --- what follows -----------------------------------------------------------------------------------
 
     def due(self, now_s: float) -> tuple[str, ...]:
-        """Jobs to ask for now, those that nothing is known of first."""
+        """Jobs to ask for now: those that nothing is known of first, and of these the ones that are still here."""
         due = [job for job in self._waiting() if job.ask_at_s is not None and job.ask_at_s <= now_s]
-        due.sort(key=lambda job: (job.resolved_s is not None, job.covered_s is not None, job.seen.seen_s))
+        due.sort(key=lambda job: (not job.open, job.left_s is not None, job.resolved_s is not None, job.seen.seen_s))
         return tuple(job.seen.id for job in due)
 
     def urgent(self) -> int:
-        """How many jobs nothing is known of that a new reading may settle: they came after the last one."""
+        """How many jobs nothing is known of that a new reading may settle: they came, or left, after the last one."""
         started_s = self.reading.started_s if self.reading else float("-inf")
-        return sum(1 for job in self._jobs.values() if job.open and not job.sim and job.seen.seen_s >= started_s)
+        open_jobs = (job for job in self._waiting() if job.open and not job.sim)
+        return sum(1 for job in open_jobs if (job.seen.seen_s if job.left_s is None else job.left_s) >= started_s)
 
     def next_s(self, now_s: float) -> float | None:
         """When to look again although nothing happened."""

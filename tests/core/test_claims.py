@@ -376,3 +376,13 @@ def test_a_count_from_before_a_job_left_says_nothing_of_those_who_stayed(claims:
     assert hidden(claims, 99) is None
     claims.read(counted(4.0, 1), 4.1)
     assert hidden(claims, 4.2) is not None
+
+
+def test_a_job_that_is_here_is_asked_for_before_all_that_came_and_went(claims: Claims) -> None:
+    claims.see(tuple(seen(str(id), 1.0) for id in range(100, 200)), 1.0)
+    claims.see((), 1.5)
+    claims.see((seen("200", 2.0),), 2.0)
+    assert claims.due(2.0)[0] == "200"
+    assert claims.urgent() == 102, "one reading settles them all"
+    claims.read(used(2.1, 3), 2.2)
+    assert claims.urgent() == 0 and claims.due(99) == ("200",)

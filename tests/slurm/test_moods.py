@@ -285,7 +285,7 @@ def test_a_job_that_is_over_before_slurm_says_what_it_had_leaves_nothing_behind(
         tree.until(lambda status: holders(status)[:2] == ["free"] * 2, 60, "no job left")
         assert tree.status()["server"]["pid"] == pid and tree.journal("lease_revoked") == []
         ledger.sbatch(slurm_node, "sleep 0.1", "--gres=gpu:8")
-        wait_until(lambda: len(ledger.runs()) == 5, 60)
+        wait_until(lambda: [run.ended_at < float("inf") for run in ledger.runs()] == [True] * 5, 60)
         tree.until(lambda status: holders(status) == ["free"] * 6 + ["llmwd"] * 2, 60, "no job left, and serving")
         assert ledger.wrongs(tree) == [] and yields_started_twice(tree) == []
         assert [entry["reason"] for entry in tree.journal("lease_revoked")] in ([], ["yielded_to_job"], ["unknown_job"])
