@@ -113,7 +113,7 @@ def test_two_thousand_folders_hide_no_job_and_cost_neither_calls_nor_memory(
 ) -> None:
     ledger = Ledger(tmp_path)
     pids = tree.serving() and tree.pids()
-    assert storm(slurm_node.scope, 2000, 100_000) < 2
+    assert storm(slurm_node.scope, 2000, 100_000) < 10  # 0.1 s where nobody else works
     tree.until(quiet, 60, "serving, no job left")
     before = memory(tree)
 
