@@ -18,13 +18,9 @@ import msgspec
 
 from llmwd.core.gres import Claim, Failure
 from llmwd.core.gres_claim import OVER, WAITING
+from llmwd.core.jobrun import LISTED, SIMULATED, JobRun, JobView, another_run, begin, stuck
 from llmwd.messages import JobSeen
-from llmwd.vocab import Source
 
-SIMULATED = (Source.sim,)
-LISTED = (Source.gresused,)
-# A finished or waiting job whose folder is still here is asked again: the same id may run again (requeue).
-REASK_FIRST_S = 1.0
 REASK_MAX_S = 15.0
 HIDDEN = "hidden"  # stands for an id in the view of what nobody shows
 
@@ -36,48 +32,6 @@ class NodeReading(msgspec.Struct, frozen=True):
     claim: Claim
 
 
-class JobView(msgspec.Struct, frozen=True):
-    """What counts for one job now. gpus None with `blocks`: it may have any GPU."""
-
-    id: str
-    gpus: frozenset[int] | None
-    sources: tuple[str, ...]
-    pending: bool = False  # asked, and not yet too late: no new lease, no yield either
-    leaving: bool = False
-    covered: bool = False  # not known by itself, but within what the node says is used
-    seen_s: float | None = None
-    resolved_s: float | None = None
-    why: str = ""
-
-
-class _Job:
-    """One run of a job on this node. known: what it has, or (unresolved) what the run before it had."""
-
-    def __init__(self, seen: JobSeen, heard_s: float):
-        self.seen = seen
-        self.heard_s = heard_s  # a resolver that has just been started hears late of what was seen long ago
-        self.sign_s = seen.seen_s  # as its sources told it last: a later one means another run
-        self.known: frozenset[int] | None = seen.gpus if seen.gpus is None else frozenset(seen.gpus)
-        self.resolved_s: float | None = seen.seen_s if seen.gpus is not None else None
-        self.off = False  # over, or not begun again, by Slurm's word
-        self.covered_s: float | None = None
-        self.within: frozenset[int] = frozenset()  # while covered: all it can have
-        self.failure: Failure | None = None
-        self.why = ""
-        self.ask_at_s: float | None = None if self.sim else seen.seen_s
-        self.reask_s = REASK_FIRST_S
-        self.left_s: float | None = None
-
-    @property
-    def sim(self) -> bool:
-        return self.seen.sources == SIMULATED
-
-    @property
-    def open(self) -> bool:
-        """Nothing is known of it: neither what it has, nor within what."""
-        return self.resolved_s is None and self.covered_s is None
-
-
 class Claims:
     """The memory behind it all."""
 
@@ -85,11 +39,11 @@ class Claims:
         self.resolve_deadline_s = resolve_deadline_s
         self.slurm = True  # whether slurmctld is asked at all on this node
         self.reading: NodeReading | None = None
-        self._jobs: dict[str, _Job] = {}
-        self._leaving: dict[str, _Job] = {}
+        self._jobs: dict[str, JobRun] = {}
+        self._leaving: dict[str, JobRun] = {}
         self._local: dict[str, JobSeen] = {}
         self._listed: dict[str, JobSeen] = {}
-        self._asked: dict[str, _Job] = {}
+        self._asked: dict[str, JobRun] = {}
         self._used: frozenset[int] = frozenset()
         self._used_whole = False  # GPUs of jobs that began to complete before the first reading are not missing in it
         self._left_s = float("-inf")  # when a job left last
@@ -207,16 +161,17 @@ class Claims:
         return self.reading is not None and (self._listing_due or not self._used_whole and self.reading.claim.completing)
 
     def reading_wanted(self) -> bool:
-        """Whether a fresh reading would settle something: somebody left, or nobody answers for a job."""
+        """Whether a fresh reading would settle something: somebody left, is hidden, or nobody answers for a job."""
         started_s = self.reading.started_s if self.reading else float("-inf")
         waits = [job.left_s for job in self._leaving.values()]
-        waits += [job.seen.seen_s for job in self._jobs.values() if _stuck(job)]
+        waits += [job.seen.seen_s for job in self._jobs.values() if stuck(job)]
+        waits += [self._hidden_s] if self._hidden_s is not None else []
         return self.slurm and any(started_s <= at for at in waits)
 
     def completing(self) -> bool:
         """Whether somebody still waits for the node to say that nothing completes."""
         noisy = self.reading is not None and self.reading.claim.completing
-        return bool(self._leaving) or noisy and any(_stuck(job) for job in self._jobs.values())
+        return bool(self._leaving) or noisy and any(stuck(job) for job in self._jobs.values())
 
     def unanswered_leaving(self) -> tuple[str, ...]:
         """Those who left, where the node's reading cannot tell: they have to be asked for one by one."""
@@ -237,7 +192,7 @@ class Claims:
 
     # --- within -----------------------------------------------------------------------------------------
 
-    def _view(self, job: _Job, now_s: float) -> JobView:
+    def _view(self, job: JobRun, now_s: float) -> JobView:
         seen = job.seen
         view = JobView(seen.id, job.known, seen.sources, seen_s=seen.seen_s, resolved_s=job.resolved_s, why=job.why)
         purged = job.failure is Failure.invalid_job and self._quiet_since(seen.seen_s)
@@ -266,11 +221,11 @@ class Claims:
         hidden = (self.reading.claim.used or 0) > len(shown) and not any(job.open for job in jobs)
         self._hidden_s = (self._hidden_s or now_s) if hidden else None
 
-    def _waiting(self) -> tuple[_Job, ...]:
+    def _waiting(self) -> tuple[JobRun, ...]:
         """Jobs that an answer of their own may settle."""
         return (*self._jobs.values(), *(job for job in self._leaving.values() if job.open))
 
-    def _answered(self, id: str) -> _Job | None:
+    def _answered(self, id: str) -> JobRun | None:
         """The run that was asked for, unless another one has taken its place."""
         job = self._asked.pop(id, None)
         return job if job is not None and job in (self._jobs.get(id), self._leaving.get(id)) else None
@@ -278,7 +233,7 @@ class Claims:
     def _quiet_since(self, at_s: float) -> bool:
         return self.reading is not None and not self.reading.claim.completing and self.reading.started_s > at_s
 
-    def _cover(self, job: _Job, now_s: float) -> None:
+    def _cover(self, job: JobRun, now_s: float) -> None:
         """With a reading that is decidable, quiet, and began after the first sign of the job."""
         if job.resolved_s is not None or job.sim or not self._quiet_since(job.seen.seen_s):
             return
@@ -291,7 +246,7 @@ class Claims:
     def _let_go(self) -> None:
         self._leaving = {id: job for id, job in self._leaving.items() if not self._quiet_since(job.left_s)}
 
-    def _again(self, job: _Job, now_s: float) -> float:
+    def _again(self, job: JobRun, now_s: float) -> float:
         at_s = now_s + job.reask_s
         job.reask_s = min(REASK_MAX_S, job.reask_s * 2)
         return at_s
@@ -319,9 +274,9 @@ class Claims:
             # A real and a simulated job under one id: neither answers for the other.
             self._leave(id, now_s)
             job, seen = None, msgspec.structs.replace(seen, seen_s=now_s)
-        if job is None or _another_run(job, seen):
+        if job is None or another_run(job, seen):
             before = self._leaving.pop(id, None) if job is None and not simulated else job
-            self._jobs[id] = _begin(seen, now_s, before)
+            self._jobs[id] = begin(seen, now_s, before)
             self._cover(self._jobs[id], now_s)  # a reading may have been quicker than the news of the job
         else:
             if seen.gpus is not None:
@@ -331,23 +286,3 @@ class Claims:
                 job.ask_at_s = now_s  # it may be over by now
             job.sign_s = seen.seen_s
             job.seen = msgspec.structs.replace(seen, seen_s=job.seen.seen_s)
-
-
-def _another_run(job: _Job, seen: JobSeen) -> bool:
-    """Whether it went and came back between two looks, or what was off or empty shows new signs."""
-    if job.off and set(seen.sources) - set(job.seen.sources) or job.seen.empty and not seen.empty:
-        return True
-    return seen.seen_s > job.sign_s and LISTED not in (seen.sources, job.seen.sources)
-
-
-def _begin(seen: JobSeen, now_s: float, before: _Job | None) -> _Job:
-    """A job that comes back under its id (requeue, another step) keeps what it had until it is asked again."""
-    job = _Job(seen, now_s)
-    if before is not None and not job.sim and job.known is None:
-        job.known = (before.known or frozenset()) | before.within
-    return job
-
-
-def _stuck(job: _Job) -> bool:
-    """Asked for, and not answered."""
-    return job.open and not job.sim and bool(job.failure or job.why)

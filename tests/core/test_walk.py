@@ -467,6 +467,8 @@ class Walk(RuleBasedStateMachine):
         self.tree = self.holding = frozenset()
         self.node_call = None  # it may bring back what the administrator took back
         self.the_detector_reports(1)
+        if self.job_call is not None:  # it may still tell what a job had before it ended
+            self.slurm_answers_for_a_job("answered")
         begun_s = self.now_s
         while self.lease is None or len(self.lease.gpus) != 2:
             assert self.now_s < begun_s + 60, f"everything is free, and no lease: {self.decision}"
