@@ -70,7 +70,7 @@ class JobProcesses:
         if why:
             self._works, self._why = False, why
             return False
-        self._ending = [child for child in self._ending if child.poll() is None]
+        self.reap()
         if len(self._ending) >= TRIES:
             self._works, self._why = False, "reading /proc hangs in the kernel"
             return False
@@ -86,6 +86,10 @@ class JobProcesses:
         self.began_s = time.monotonic()
         self.deadline_s = self.began_s + LOOK_WITHIN_S
         return True
+
+    def reap(self) -> None:
+        """Wait for no one; but who has ended by now stays no zombie."""
+        self._ending = [child for child in self._ending if child.poll() is None]
 
     def collect(self, now_s: float) -> bool:
         """Take what the child said, without waiting; True: the look is over, see `jobs`. Unwatch fileno() before."""

@@ -4,7 +4,10 @@
 process with a pidfd that a loop can watch, and a deadline that the loop keeps.
 """
 
+import contextlib
 import os
+import resource
+import select
 import shutil
 import signal
 import subprocess
@@ -15,7 +18,12 @@ import msgspec
 
 # An operator's own habits for the commands, which would change what they answer.
 BENDING = ("SQUEUE_", "SINFO_", "SCONTROL_", "SLURM_JOB_ID", "SLURM_TIME_FORMAT")
-OUTPUT_BYTES = 16 << 20  # of one answer; more than any single record, less than what would hurt us
+OUTPUT_BYTES = 1 << 20  # of one answer: five hundred records of an array's tasks
+# A line of half a kilobyte for every node in every partition.
+LISTING_BYTES = 64 << 20
+ERROR_BYTES = 4096  # of what it says when it fails
+# A process that SIGKILL does not end at once hangs in the kernel: its call stays open, nobody waits for it.
+KILLED_WITHIN_S = 0.2
 
 
 class Answer(msgspec.Struct, frozen=True):
@@ -30,51 +38,77 @@ class Answer(msgspec.Struct, frozen=True):
 class Call:
     """One running command. Watch `fileno()`: it is readable once the command has ended."""
 
-    def __init__(self, argv: Sequence[str], within_s: float):
+    def __init__(self, argv: Sequence[str], within_s: float, most_bytes: int = OUTPUT_BYTES):
+        """OSError when it cannot be started."""
         self.argv = tuple(argv)
         self.started_s = time.monotonic()
         self.deadline_s = self.started_s + within_s
-        # Memory files, not pipes: nothing to drain, and a command that fills them never blocks.
-        self._out = os.memfd_create("stdout", os.MFD_CLOEXEC)
-        self._err = os.memfd_create("stderr", os.MFD_CLOEXEC)
+        self._most_bytes = most_bytes
         environment = {name: value for name, value in os.environ.items() if not name.startswith(BENDING)}
         environment |= {"LC_ALL": "C", "TZ": "UTC0"}  # all times of an answer are then UTC
-        self._process = subprocess.Popen(
-            self.argv, stdin=subprocess.DEVNULL, stdout=self._out, stderr=self._err, env=environment,
-            start_new_session=True, close_fds=True,
-        )
-        self._pidfd = os.pidfd_open(self._process.pid)
+        with contextlib.ExitStack() as opened:
+            # Memory files, not pipes: nothing to drain, and a command that fills them never blocks.
+            self._out = _memory_file(opened, "stdout")
+            self._err = _memory_file(opened, "stderr")
+            self._process = subprocess.Popen(
+                self.argv, stdin=subprocess.DEVNULL, stdout=self._out, stderr=self._err, env=environment,
+                start_new_session=True, close_fds=True,
+            )
+            opened.callback(self._kill_group)
+            with contextlib.suppress(ProcessLookupError):
+                resource.prlimit(self._process.pid, resource.RLIMIT_FSIZE, (most_bytes, most_bytes))
+            self._pidfd = os.pidfd_open(self._process.pid)
+            opened.pop_all()
 
     def fileno(self) -> int:
         return self._pidfd
 
     def answer(self) -> Answer:
-        """Take the answer of a command that has ended."""
+        """Take the answer of a command that has ended; what it left in the background ends too."""
+        self._kill_group()
         status = self._process.wait()
-        return self._close(status)
+        took_s = time.monotonic() - self.started_s
+        out, err = _read(self._out, self._most_bytes), _read(self._err, ERROR_BYTES)
+        for fd in (self._out, self._err, self._pidfd):
+            os.close(fd)
+        if status == -signal.SIGXFSZ or len(out) >= self._most_bytes:
+            return Answer(None, "", f"{self.argv[0]} printed more than {self._most_bytes >> 10} KiB", took_s)
+        return Answer(status, out, err, took_s)
 
-    def kill(self) -> Answer:
-        """End a command that is past its deadline."""
-        signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
-        self._process.wait()
-        return self._close(None)
+    def kill(self) -> Answer | None:
+        """End a command that is past its deadline. None: it hangs in the kernel; call answer() once it is readable."""
+        self._kill_group()
+        poll = select.poll()
+        poll.register(self._pidfd, select.POLLIN)
+        if not poll.poll(KILLED_WITHIN_S * 1000):
+            return None
+        answer = self.answer()
+        return Answer(None, "", self.overdue_text(answer.stderr), answer.took_s)
 
-    def _close(self, status: int | None) -> Answer:
-        out, err = (_read(fd) for fd in (self._out, self._err))
-        os.close(self._pidfd)
-        return Answer(status, out, err, time.monotonic() - self.started_s)
+    def overdue_text(self, said: str = "") -> str:
+        said = " ".join(said.split())
+        took_s = time.monotonic() - self.started_s
+        return f"{self.argv[0]} timed out after {took_s:.1f} s" + (f", having said: {said}" if said else "")
+
+    def _kill_group(self) -> None:
+        # Not reaped yet, so the group's number is still ours. A site's wrapper may have a child that does the work.
+        os.killpg(self._process.pid, signal.SIGKILL)
 
 
-def _read(fd: int) -> str:
-    data = os.pread(fd, OUTPUT_BYTES, 0)
-    os.close(fd)
-    return data.decode(errors="replace")
+def _memory_file(opened: contextlib.ExitStack, name: str) -> int:
+    fd = os.memfd_create(name, os.MFD_CLOEXEC)
+    opened.callback(os.close, fd)
+    return fd
 
 
-def start(argv: Sequence[str], within_s: float) -> Call | Answer:
+def _read(fd: int, most_bytes: int) -> str:
+    return os.pread(fd, min(most_bytes, os.fstat(fd).st_size), 0).decode(errors="replace")
+
+
+def start(argv: Sequence[str], within_s: float, most_bytes: int = OUTPUT_BYTES) -> Call | Answer:
     """The running call, or at once an answer that says why it could not be started."""
     try:
-        return Call(argv, within_s)
+        return Call(argv, within_s, most_bytes)
     except OSError as error:
         return Answer(None, "", f"{argv[0]}: {error.strerror}", 0.0)
 

@@ -37,6 +37,7 @@ class Claims:
 
     def __init__(self, resolve_deadline_s: float):
         self.resolve_deadline_s = resolve_deadline_s
+        self.trouble = ""  # why slurmctld answers nobody, for those who have no answer of their own
         self.slurm = True  # whether slurmctld is asked at all on this node
         self.reading: NodeReading | None = None
         self._jobs: dict[str, JobRun] = {}
@@ -86,7 +87,10 @@ class Claims:
             job.known = (job.known or frozenset()) | claim.gpus
             job.off = not claim.completing
             job.ask_at_s = self._again(job, now_s)
-            if not over:
+            if job.open:
+                # Where it is not known to have had any, this proves nothing: the node's reading has to agree.
+                job.why = f"Slurm calls it {'+'.join(claim.states)}, and it is still here"
+            if not over or not job.known:
                 return
         elif job.left_s is None or job.resolved_s is None:
             job.known = claim.gpus
@@ -203,7 +207,7 @@ class Claims:
         if job.covered_s is not None:
             return msgspec.structs.replace(view, gpus=job.within, covered=True, resolved_s=job.covered_s)
         if job.sim or now_s >= job.heard_s + self.resolve_deadline_s:
-            return msgspec.structs.replace(view, gpus=None)
+            return msgspec.structs.replace(view, gpus=None, why=job.why or self.trouble)
         return msgspec.structs.replace(view, gpus=job.known or frozenset(), pending=True)
 
     def _hidden_view(self, now_s: float) -> JobView:

@@ -19,7 +19,7 @@ import re
 from llmwd.core import gres_failure
 from llmwd.core.gres_claim import Claim, is_sluid
 from llmwd.core.gres_detail import GPU_NAMES, read_detail
-from llmwd.core.gres_failure import Failure, classify_failure, read_config
+from llmwd.core.gres_failure import Failure, classify_failure, form_of, read_config
 from llmwd.core.gres_job import read_job, read_jobs
 from llmwd.core.gres_json import read_json
 from llmwd.core.gres_node import read_node, read_sinfo, same_host
@@ -29,6 +29,7 @@ __all__ = [
     "Claim",
     "Failure",
     "classify_failure",
+    "form_of",
     "is_sluid",
     "read",
     "read_config",

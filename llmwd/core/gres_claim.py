@@ -126,8 +126,9 @@ def _held(
         return None, "the text ends within the list of GPUs"
     if not missing:
         return held, ""
-    alone = job.node_count == 1 or (job.nodes is not None and hostlist.count(job.nodes) == 1)
-    if alone:
+    nodes = job.node_count if job.nodes is None else hostlist.count(job.nodes)
+    told = sum(hostlist.count(line.nodes) for line in job.lines)
+    if nodes == 1 or nodes == told and all(line.detail.readable for line in job.lines):
         return None, "the list of GPUs holds fewer than the job's totals"
     return held, ""  # what is missing belongs to the other nodes: this node's line is whole
 

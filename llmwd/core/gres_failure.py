@@ -54,8 +54,15 @@ def classify_failure(stderr: str) -> Failure:
 
 def sentence(stderr: str) -> str:
     """One sentence for a person: the class of the failure and the start of what Slurm said."""
-    said = " ".join(stderr.split())[:120]
+    stderr = stderr[:4096]
+    said = "".join(char if char.isprintable() else "?" for char in " ".join(stderr.split())[:120])
     return _SENTENCES[classify_failure(stderr)] + (f" ({said})" if said else " (the text is empty)")
+
+
+def form_of(why: str, text: str = "") -> str:
+    """What makes a text that was not understood a form of its own: its GRES and the fault, not the numbers in it."""
+    details = re.findall(r"GRES\S{0,10}=\S{1,200}|\S{0,200}\(IDX\S{0,100}", text)[:8]
+    return re.sub(r"[0-9]+", "#", " ".join([why.split(" (")[0], *details]))
 
 
 def read_config(text: str) -> dict[str, str]:

@@ -8,7 +8,10 @@ import re
 
 from llmwd.core import gres_failure
 from llmwd.core.gres_claim import Claim, JobFacts, Line, is_sluid, judge
-from llmwd.core.gres_detail import read_detail, read_totals, tres_has_gpu
+from llmwd.core.gres_detail import Detail, read_detail, read_totals, tres_has_gpu
+
+# A record with a line for each of thousands of nodes; what is longer is no record, and would keep us busy for seconds.
+RECORD_CHARS = 1 << 19
 
 _RECORD = re.compile(r"^JobId=(\S+)", re.MULTILINE)
 # A blank before the name keeps ReqNodeList, NumNodes and ReqTRES out.
@@ -20,6 +23,8 @@ _LINE = re.compile(
     r"(?<=\s)Nodes=(?P<nodes>\S+)[ \t]+CPU_IDs=\S*"
     r"(?:[ \t]+(?!Nodes=|GRES)[A-Za-z_/]+=\S*)*?[ \t]+GRES(?P<legacy>_IDX)?=(?P<detail>\S*)"
 )
+# The word that follows on the same line.
+_NEXT = re.compile(r"[ \t]+(\S+)")
 
 
 class _Record:
@@ -41,6 +46,13 @@ class _Record:
     def _is_whole(self, found: re.Match[str]) -> bool:
         return not self._last or found.end() < len(self._body)
 
+    def _detail(self, found: re.Match[str]) -> Detail:
+        """The line's list; what follows on the line must be another field, or the list has gone on after a blank."""
+        after = _NEXT.match(self._body, found.end())
+        if after is not None and "=" not in after[1]:
+            return Detail(None, f"the GRES list is followed by {after[1][:40]!r}", readable=False)
+        return read_detail(found["detail"])
+
     def ids(self) -> set[str]:
         """The names under which this job can be asked for."""
         fields = self.fields
@@ -56,7 +68,7 @@ class _Record:
         count = fields.get("NumNodes", "")
         totals = fields.get("JOB_GRES")
         lines = tuple(
-            Line(found["nodes"], read_detail(found["detail"]), self._is_whole(found), found["legacy"] is not None)
+            Line(found["nodes"], self._detail(found), self._is_whole(found), found["legacy"] is not None)
             for found in _LINE.finditer(self._body)
         )
         facts = JobFacts(
@@ -71,13 +83,13 @@ class _Record:
         return judge(facts, node)
 
 
-def _records(text: str) -> list[_Record]:
-    starts = list(_RECORD.finditer(text))
-    bounds = [found.start() for found in starts] + [len(text)]
+def _bounds(text: str, starts: list[re.Match[str]], job: str | None = None) -> list[tuple[re.Match[str], int]]:
+    """(its beginning, its end) of every record of the text whose number is whole, or of those of one JobId."""
+    ends = [found.start() for found in starts[1:]] + [len(text)]
     return [
-        _Record(text, found[1], found.start(), end)
-        for found, end in zip(starts, bounds[1:], strict=False)
-        if found.end() < len(text)
+        (found, end)
+        for found, end in zip(starts, ends, strict=False)
+        if found.end() < len(text) and job in (None, found[1])
     ]
 
 
@@ -94,10 +106,16 @@ def read_job(text: str, node: str, job: str | None) -> Claim:
     job: a JobId, `5_1` (array task), `5+1` (het component) or a SLUID; None if the text has one record.
     The record must be the one asked for: a query for an array or a het leader returns all of them.
     """
-    records = _records(text)
+    starts = list(_RECORD.finditer(text))
+    known_id = job is not None and job.isdecimal() and any(found[1] == job for found in starts)
+    # An array's answer has the records of all its tasks: only those asked for are read.
+    bounds = _bounds(text, starts, job if known_id else None)
+    if sum(end - found.start() for found, end in bounds) > RECORD_CHARS:
+        return Claim(None, f"what the text says of job {job or '(not named)'} is too long to be a record")
+    records = [_Record(text, found[1], found.start(), end) for found, end in bounds]
     if (job is None or is_sluid(job)) and len(records) == 1:
         return records[0].claim(node)
-    mine = [] if job is None else [record for record in records if job in record.ids()]
+    mine = records if known_id else [] if job is None else [record for record in records if job in record.ids()]
     if mine:
         return _agreed([record.claim(node) for record in mine])
     if not records:
@@ -113,6 +131,7 @@ def read_jobs(text: str, node: str) -> dict[str, Claim]:
     A job that is not in it is not known to have nothing: the text may be cut, or the job hidden.
     """
     claims: dict[str, list[Claim]] = {}
-    for record in _records(text):
+    for found, end in _bounds(text, list(_RECORD.finditer(text))):
+        record = _Record(text, found[1], found.start(), end)
         claims.setdefault(record.job_id, []).append(record.claim(node))
     return {job_id: _agreed(found) for job_id, found in claims.items()}

@@ -108,10 +108,11 @@ def read_node(text: str, node: str) -> Claim:
     return node_claim(values.get("GresUsed"), values.get("Gres"), values.get("State"))
 
 
-def read_sinfo(text: str, node: str) -> Claim:
+def read_sinfo(text: str, node: str, total: int = 0) -> Claim:
     """`sinfo -a -h -N -n NODE -O GresUsed:256,StateComplete:64`: a line for each partition of the node.
 
     Give the text as it came, its last newline included: a value at the very end may be cut.
+    total: how many GPUs the node is known to have; then a GresUsed without them is no word of theirs.
     """
     claims: list[Claim] = []
     for line in text.splitlines(keepends=True):
@@ -126,7 +127,7 @@ def read_sinfo(text: str, node: str) -> Claim:
         if len(words) > 2:
             return Claim(None, f"the line {line.strip()[:80]!r} is not of sinfo's form", completing=True)
         # Without Gres= beside it, "(null)" is the controller's word that no GRES is configured.
-        configured = "(null)" if words[0] == "(null)" else None
+        configured = f"gpu:{total}" if total else "(null)" if words[0] == "(null)" else None
         state = words[1] if len(words) == 2 and closed else None
         claims.append(node_claim(words[0], configured, state))
     if not claims:
@@ -136,4 +137,4 @@ def read_sinfo(text: str, node: str) -> Claim:
             return Claim(None, claim.why, any(c.completing for c in claims), claim.states, used=claim.used)
     gpus = frozenset[int]().union(*(claim.gpus or () for claim in claims))
     states = tuple(dict.fromkeys(word for claim in claims for word in claim.states))
-    return Claim(gpus, "", any(claim.completing for claim in claims), states)
+    return Claim(gpus, "", any(claim.completing for claim in claims), states, total or None)

@@ -13,6 +13,7 @@ from llmwd.core import lookahead
 from llmwd.core.claims import JobView
 from llmwd.core.gpumap import GpuLike, GpuMap
 from llmwd.core.lookahead import Outlook
+from llmwd.core.nodestatus import name_gpus
 from llmwd.core.placement import choose
 from llmwd.messages import Hold, Lease, Revocation
 from llmwd.vocab import Holder, Reason
@@ -90,7 +91,7 @@ def occupy(
     for uuid, text in foreign.items():
         occupants[uuid] = Occupant(Holder.other if text else Holder.unknown, why=text or "the driver does not answer")
     for uuid in gpu_map.claimed(node_used):
-        occupants[uuid] = Occupant(Holder.slurm, why="Slurm says it is allocated")
+        occupants[uuid] = Occupant(Holder.slurm, why="allocated by Slurm")
     # The surest last: what is known exactly stands, and names the job.
     for view in sorted(jobs, key=lambda view: (view.gpus is not None, not view.covered)):
         sure = view.gpus is not None
@@ -153,7 +154,7 @@ def _against(now: Situation, now_s: float) -> tuple[Reason | None, str, JobView 
     for uuid in lease.uuids:
         occupant = now.occupants.get(uuid)
         if occupant is not None and occupant.holder is not Holder.llmwd:
-            return (*_conflict(occupant, now.gpu_map.likely.get(uuid)), occupant.job)
+            return (*_conflict(now, occupant), occupant.job)
     if now_s >= lease.expires_s:
         return Reason.lease_expired, now.evidence.renew_why or "the lease was not renewed in time", None
     if now.hold is not None:
@@ -179,16 +180,21 @@ def _ordered(hold: Hold) -> str:
     return hold.detail or (f"ordered by {hold.by}" if hold.by else "")
 
 
-def _conflict(occupant: Occupant, index: int | None) -> tuple[Reason, str]:
+def _conflict(now: Situation, occupant: Occupant) -> tuple[Reason, str]:
+    """What this occupant is to us, and all of the node's GPUs that it has."""
+    alike = [uuid for uuid, other in now.occupants.items() if _whose(other) == _whose(occupant)]
+    gpus = name_gpus(tuple(now.gpu_map.likely[uuid] for uuid in alike if uuid in now.gpu_map.likely))
     if occupant.holder is Holder.other:
-        return Reason.gpu_in_use, f"GPU {index}: {occupant.why}"
+        return Reason.gpu_in_use, f"{gpus}: {occupant.why}"
     if occupant.job is None:
-        if occupant.holder is Holder.slurm:
-            return Reason.yielded_to_job, f"GPU {index}: {occupant.why}"
-        return Reason.gpu_unknown, f"GPU {index}: {occupant.why}"
+        return Reason.yielded_to_job if occupant.holder is Holder.slurm else Reason.gpu_unknown, f"{gpus}: {occupant.why}"
     if occupant.holder is Holder.unknown:
         return Reason.unknown_job, f"job {occupant.job.id}: {occupant.why}"
-    return Reason.yielded_to_job, f"job {occupant.job.id} has GPU {index}"
+    return Reason.yielded_to_job, f"job {occupant.job.id} has {gpus}"
+
+
+def _whose(occupant: Occupant) -> tuple[Holder, str | None, str]:
+    return occupant.holder, occupant.job.id if occupant.job else None, occupant.why
 
 
 def _grant(now: Situation, now_s: float, lease_ttl_s: float, resume_after_s: float) -> Decision:
@@ -263,6 +269,5 @@ def _too_few(now: Situation, free: int) -> Decision:
         return Decision(lease=None, blocked=Reason.waiting_for_gpus, detail="the last server's processes are not gone yet")
     order = (Holder.slurm, Holder.other, Holder.unknown)
     strongest = min(taken, key=lambda occupant: (order.index(occupant.holder), occupant.job is None))
-    uuid = next(uuid for uuid, occupant in now.occupants.items() if occupant is strongest)
-    reason, detail = _conflict(strongest, now.gpu_map.likely.get(uuid))
+    reason, detail = _conflict(now, strongest)
     return Decision(lease=None, blocked=reason, detail=f"{free} of {now.wanted} GPUs are free; {detail}")

@@ -236,6 +236,9 @@ def _node_phase(
             return NodePhase.failed, Reason.worker_failed, _joined(name, failed[name]), failed[name].since_at
     if server is None:
         return NodePhase.waiting, Reason.starting, "", root.started_at
+    lost = gpus.revocation if gpus is not None and gpus.lease is None else None
+    if lost is not None and lost.epoch == server.lease_epoch and server.node_phase in (NodePhase.serving, NodePhase.loading):
+        return NodePhase.yielding, lost.reason, lost.detail, None  # the manager's own fact is on its way
     detail = server.detail
     if not detail and gpus is not None and gpus.blocked == server.reason:
         detail = gpus.detail

@@ -8,6 +8,9 @@ import msgspec
 _GPU = re.compile(r"(?:^|,)gpu(?::(?P<type>[^:,()]+))?:(?P<count>\d+)(?:\([^)]*\))?")
 
 
+_NAME = re.compile(r"[A-Za-z0-9][\w.-]*\Z")
+
+
 class SlurmNode(msgspec.Struct, frozen=True):
     """A node's name and the GPUs that `Gres=` counts. types 0: none is named; those without one are a type.
     others: there are other nodes with GPUs."""
@@ -16,6 +19,13 @@ class SlurmNode(msgspec.Struct, frozen=True):
     gpus: int
     types: int
     others: bool = False
+
+
+def is_listing(text: str) -> bool:
+    """Whether a text is sinfo's listing at all, so that a host which is not in it is none of Slurm's."""
+    lines = [line.split() for line in text.splitlines() if line.strip()]
+    named = all(len(words) >= 3 and _NAME.match(words[0]) and _NAME.match(words[1]) for words in lines)
+    return named and any(words[2] == "(null)" or ":" in words[2] for words in lines)
 
 
 def find(listing: str, host: str, name: str) -> tuple[SlurmNode | None, str]:

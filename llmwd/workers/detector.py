@@ -31,6 +31,7 @@ PROCFS_FASTEST_S = 1.0  # where nothing else sees jobs
 PROCFS_AGAIN_S = 0.25
 FIRST_LOOK_WITHIN_S = 2.0
 SPOOL_ASK_EVERY_S = 300.0
+REAP_AFTER_S = 0.5  # a look's process has said all and been killed: by then it is gone
 LOCAL = (Source.stepd, Source.cgroup2, Source.cgroup1, Source.procfs, Source.sim)
 OF_SLURM = (Source.stepd, Source.cgroup2, Source.cgroup1)
 
@@ -191,6 +192,7 @@ class Detector:
         if fd is not None:
             self._unwatch(self._procfs)
         self._shell.cancel("procfs-overdue")
+        self._shell.at("procfs-reap", now_s + REAP_AFTER_S, self._procfs.reap)
         if self._procfs.again():
             self._look_at_processes()
         else:
@@ -229,10 +231,12 @@ class Detector:
             self._shell.at("spool-overdue", call.deadline_s, lambda: self._on_config(overdue=True))
 
     def _on_config(self, overdue: bool) -> None:
-        call, self._spool_call = self._spool_call, None
+        answer = self._spool_call.kill() if overdue else self._spool_call.answer()
+        if answer is None:
+            return  # it hangs in the kernel: it stays watched
+        self._spool_call = None
         self._unwatch("spool")
         self._shell.cancel("spool-overdue")
-        answer = call.kill() if overdue else call.answer()
         spool = stepd.spool_setting(answer.stdout) if answer.status == 0 else None
         if spool is not None:
             self._config_is(answer.stdout, spool)

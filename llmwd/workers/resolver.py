@@ -72,6 +72,7 @@ class Resolver:
         self.usage = Usage(shell)
         self.gpus: tuple[GpuLike, ...] = ()
         self.map = GpuMap(certain=False, by_index={}, why="not known yet", uuids=(), likely={})
+        self.map_told = ""
         self._published: GpusFact | None = None
         self._told_until_s = 0.0  # the expiry of the lease as it was published last
         self._adopt()
@@ -108,12 +109,16 @@ class Resolver:
     def _build_map(self) -> None:
         node = self.desk.node
         sim = bool(self.settings.sim_gpus)
-        before = self.map.why
         total, types = (node.gpus, node.types) if node is not None else (None, None)
         if node is None and not self.desk.applies:
             total, types = len(self.gpus), 0  # no Slurm to disagree with
         self.map = build_map(self.gpus, total, types, self.settings.gpu_map, sim)
-        if self.map.why != before:
+        # Before the driver and Slurm have said anything, a map is only a list of what is not known yet.
+        told = self.gpus and (node is not None or not self.desk.applies or self.settings.gpu_map or sim)
+        if not told:
+            self.map_told = ""
+        elif self.map.why != self.map_told:
+            self.map_told = self.map.why
             self.shell.log.info("%d GPUs; %s", len(self.gpus), self.map.why)
         self._map_of = (node, self.desk.applies, self.gpus)
 
@@ -180,6 +185,7 @@ class Resolver:
             self._build_map()
         if self.prologs.announced.expire(self.claims.reading, self.claims.used_by_node(), now_s):
             self._see()
+        self.claims.trouble = self.desk.trouble(now_s)
         views = self.claims.views(now_s)
         holding = self._holding()
         if self.proving.follow(self.server, self.manager_lost, self.driver.shown(), now_s):

@@ -1,4 +1,4 @@
-"""The resolver's questions to Slurm: what to ask next, how often, and what the answers mean.
+"""The resolver's questions to Slurm, when and what for, and what the answers mean; long because each answer may be bad.
 
 Two slots, one for jobs and one for the node, so that a controller that hangs on one question never delays the other.
 At most one call every CALL_EVERY_S on average (a burst of two), however many jobs arrive.
@@ -30,6 +30,12 @@ FAILED_AGAIN_S = 5.0
 IDLE_RECONCILE_S = 60.0
 # Jobs that left, on a node whose GresUsed has no indices, are asked for one by one, this often.
 LEAVING_EVERY_S = 1.0
+# A line for each of the node's partitions; more is not sinfo's.
+READING_CHARS = 1 << 16
+# A call that takes longer is told to the operator as a slurmctld that does not answer.
+SLOW_S = 1.0
+# An outage that is over for less than this and comes back for the same reason is still the same one.
+OUTAGE_GAP_S = 10.0
 
 
 class SlurmDesk:
@@ -46,6 +52,8 @@ class SlurmDesk:
         self.last_error = ""
         self._said: set[str] = set()
         self.ahead = Ahead(shell, self._say_once)
+        self._outage = ("", float("-inf"))  # its kind, and when it was last met
+        self._outage_told = False
         self._calls: dict[str, tuple[Call, str, float]] = {}  # slot -> (call, what, when asked)
         self._tokens = float(BURST)
         self._tokens_s = time.monotonic()
@@ -56,10 +64,10 @@ class SlurmDesk:
         self._read_ok_s: float | None = None
         self._listing_due = False
         named = Source.gresused.value in shell.boot.settings.detection
-        wanted = named or "auto" in shell.boot.settings.detection
-        self.state = SourceState(name=Source.gresused, works=False, why="" if wanted else "not in DETECTION")
-        self.applies = wanted and (named or slurm.installed())
-        if wanted and not self.applies:
+        self._wanted = named or "auto" in shell.boot.settings.detection
+        self.state = SourceState(name=Source.gresused, works=False, why="" if self._wanted else "not in DETECTION")
+        self.applies = self._wanted and (named or slurm.installed())
+        if self._wanted and not self.applies:
             self.state = SourceState(name=Source.gresused, works=False, why="scontrol and sinfo are not installed here")
         claims.slurm = self.applies
 
@@ -76,21 +84,25 @@ class SlurmDesk:
             return self.last_error or "slurmctld is being asked once more"
         return self.last_error or self.ahead.grant_why()
 
+    def trouble(self, now_s: float) -> str:
+        """Why a question about a job may be without an answer; empty: no reason is known."""
+        waits_s = max((now_s - asked_s for _, _, asked_s in self._calls.values()), default=0.0)
+        return self.last_error or (f"slurmctld does not answer: asked {waits_s:.1f} s ago" if waits_s > SLOW_S else "")
+
     def node_states(self) -> tuple[str, ...]:
         return self._claims.reading.claim.states if self._claims.reading else ()
 
     def pump(self) -> None:
         """Start what should be asked now; arrange to be called again when something becomes due."""
-        if not self.applies:
+        if not self._wanted:
             return
         now_s = time.monotonic()
         while (question := self._next(now_s)) is not None and self._take_token(now_s):
-            slot, what, argv = question
-            self._start(slot, what, argv, now_s)
+            self._start(*question, now_s)
         if self._may_look_ahead(now_s) and (argv := self.ahead.question(now_s)) is not None:
             self._start("ahead", "ahead", argv, now_s)
         wake_s = self._wake_s(now_s)
-        if question is not None:  # it waits for nothing but its turn
+        if question is not None:  # it waits for nothing but its turn, and nothing else would wake us for it
             wake_s = min(wake_s, now_s + (1 - self._tokens) * CALL_EVERY_S)
         self._shell.at("slurm", wake_s, self.pump)
 
@@ -107,7 +119,7 @@ class SlurmDesk:
         """(slot, what, command) of the most urgent question whose slot is free."""
         node_free, job_free = "node" not in self._calls, "job" not in self._calls
         if self.node is None:
-            return ("node", "identity", slurm.node_gres()) if node_free and now_s >= self._node_due_s else None
+            return ("node", "identity", slurm.node_gres()) if node_free and now_s >= self._identity_due_s() else None
         due, urgent = self._claims.due(now_s), self._claims.urgent()
         reading = "node", "reading", slurm.node_use(self.node.name)
         if node_free and urgent > 1 and self._reading_is_older_than_jobs(now_s):
@@ -123,7 +135,6 @@ class SlurmDesk:
             return "node", "listing", slurm.jobs_on(self.node.name)
         leaving = self._claims.unanswered_leaving()
         if job_free and leaving and now_s >= self._leaving_due_s:
-            self._leaving_due_s = now_s + LEAVING_EVERY_S
             pick = leaving[int(now_s) % len(leaving)]
             return "job", pick, slurm.show_job(pick)
         return None
@@ -132,6 +143,12 @@ class SlurmDesk:
         """Only while nothing else is asked or waits to be; it has no part in the other calls' rate."""
         waits = self._calls or self.last_error or self._claims.reading is None
         return not waits and not self._claims.urgent() and not self._claims.due(now_s)
+
+    def _identity_due_s(self) -> float:
+        """A host that Slurm does not know is asked about again: slowly, but soon where a job has come nevertheless."""
+        if not self.applies and not slurm.installed():
+            return time.monotonic() + IDLE_RECONCILE_S
+        return min(self._node_due_s, self._node_asked_s + FAILED_AGAIN_S) if self._claims.urgent() else self._node_due_s
 
     def _reading_is_older_than_jobs(self, now_s: float) -> bool:
         reading = self._claims.reading
@@ -152,9 +169,9 @@ class SlurmDesk:
         return max(self._node_due_s, self._node_asked_s + period_s * self._jitter)
 
     def _wake_s(self, now_s: float) -> float:
-        times = [call.deadline_s for call, _, _ in self._calls.values()]
+        times = [now_s + IDLE_RECONCILE_S]
         if "node" not in self._calls:
-            times.append(self._node_due_s if self.node is None else self._reading_due_s())
+            times.append(self._identity_due_s() if self.node is None else self._reading_due_s())
         claims_s = self._claims.next_s(now_s)
         if claims_s is not None:
             times.append(claims_s)
@@ -162,7 +179,7 @@ class SlurmDesk:
             times.append(self._leaving_due_s)
         if self.ahead.due_s is not None:
             times.append(max(self.ahead.due_s, now_s + 1.0))
-        return max(min(times, default=now_s + IDLE_RECONCILE_S), now_s + CALL_EVERY_S / 4)
+        return max(min(times), now_s + CALL_EVERY_S / 4)
 
     def _take_token(self, now_s: float) -> bool:
         self._tokens = min(BURST, self._tokens + (now_s - self._tokens_s) / CALL_EVERY_S)
@@ -176,11 +193,14 @@ class SlurmDesk:
 
     def _start(self, slot: str, what: str, argv: list[str], now_s: float) -> None:
         if slot == "job":
+            if what in self._claims.unanswered_leaving():
+                self._leaving_due_s = now_s + LEAVING_EVERY_S
             self._claims.asked(what)
         elif slot == "node":
             self._node_asked_s, self._jitter = now_s, random.uniform(0.85, 1.15)
         self._log.debug("asking Slurm: %s", " ".join(argv))
-        started = slurm.start(argv, self._shell.boot.settings.scontrol_timeout_s)
+        most_bytes = slurm.LISTING_BYTES if what in ("identity", "listing") else slurm.OUTPUT_BYTES
+        started = slurm.start(argv, self._shell.boot.settings.scontrol_timeout_s, most_bytes)
         if isinstance(started, Answer):
             self._heard(what, started, now_s)
             return
@@ -192,14 +212,22 @@ class SlurmDesk:
         call, what, asked_s = self._calls.pop(slot)
         self._shell.unwatch(call)
         self._shell.cancel(f"slurm-{slot}")
-        self._heard(what, call.answer(), asked_s)
+        answer = call.answer()
+        if what:
+            self._heard(what, answer, asked_s)
+        else:
+            self.pump()  # it was given up long ago, and has its slot free only now
 
     def _overdue(self, slot: str) -> None:
-        call, what, asked_s = self._calls.pop(slot)
-        self._shell.unwatch(call)
+        call, what, asked_s = self._calls[slot]
         answer = call.kill()
-        timeout = Answer(None, "", f"no answer within {answer.took_s:.1f} s (Socket timed out)", answer.took_s)
-        self._heard(what, timeout, asked_s)
+        if answer is None:
+            self._calls[slot] = (call, "", asked_s)
+            answer = Answer(None, "", call.overdue_text("it cannot even be killed"), time.monotonic() - asked_s)
+        else:
+            del self._calls[slot]
+            self._shell.unwatch(call)
+        self._heard(what, answer, asked_s)
 
     def _heard(self, what: str, answer: Answer, asked_s: float) -> None:
         now_s = time.monotonic()
@@ -209,10 +237,7 @@ class SlurmDesk:
             case "reading":
                 self._heard_reading(answer, asked_s, now_s)
             case "listing":
-                self._listing_due = False
-                if answer.status == 0:
-                    ids = frozenset(word for word in answer.stdout.split() if word.isdigit())
-                    self._claims.take_listing(ids, now_s)
+                self._heard_listing(answer, now_s)
             case "ahead":
                 self.ahead.heard(answer, self.node)
             case job:
@@ -222,54 +247,78 @@ class SlurmDesk:
 
     def _heard_identity(self, answer: Answer, now_s: float) -> None:
         settings = self._shell.boot.settings
-        if answer.status == 0 and answer.stdout.strip():
+        if answer.status == 0 and slurmnode.is_listing(answer.stdout):
             self.node, why = slurmnode.find(answer.stdout, self._host, settings.slurm_node)
             if self.node is not None:
                 self._log.info("this host is Slurm's node %s with %d GPUs", self.node.name, self.node.gpus)
                 self._node_due_s = 0.0
+                self.applies = self._claims.slurm = True
                 return
             self._absent(why)
             return
         failure = gres.classify_failure(answer.stderr)
-        text = gres.read_stderr(answer.stderr, "").why
-        if failure is Failure.no_config or answer.status is None and "No such file" in answer.stderr:
+        text = gres.read_stderr(answer.stderr or answer.stdout[:500], "").why
+        missing = answer.status is None and not slurm.installed()
+        if missing or failure is Failure.no_config and answer.status is not None:
             self._absent(text)
             return
+        self.applies = self._claims.slurm = True  # it has a configuration: Slurm is here
         self._failed(text, now_s)
 
     def _absent(self, why: str) -> None:
-        """Slurm's programs are here, but this host is not a node of theirs: nothing to ask."""
+        """This host is no node of Slurm's, as far as can be seen; it may become one (a node that has just booted)."""
         settings = self._shell.boot.settings
         self.state = SourceState(name=Source.gresused, works=False, why=why)
+        self._node_due_s = time.monotonic() + IDLE_RECONCILE_S
         if settings.slurm_node or Source.gresused.value in settings.detection:
             # The operator says that Slurm is here; a mistyped name must not end in a node without Slurm.
             self.last_error = why
-            self._node_due_s = time.monotonic() + IDLE_RECONCILE_S
+            self._say_once(why, f"this host is not found in Slurm: {why}; no lease until it is")
             return
+        self.last_error = ""
         self.applies = self._claims.slurm = False
-        self._log.info("slurmctld is not asked: %s", why)
+        self._log.log(logging.DEBUG if why in self._said else logging.INFO, "slurmctld is not asked: %s", why)
+        self._said.add(why)
+
+    def _heard_listing(self, answer: Answer, now_s: float) -> None:
+        self._listing_due = False
+        words = answer.stdout.split()
+        if answer.status == 0 and all(word.isdigit() for word in words):
+            self._claims.take_listing(frozenset(words), now_s)
+        else:
+            self._say_once("listing", f"squeue does not list the jobs of this node: {_shown(answer)}")
 
     def _heard_reading(self, answer: Answer, asked_s: float, now_s: float) -> None:
-        if answer.status != 0 or not answer.stdout.strip():
-            text = answer.stderr if answer.status != 0 else "sinfo printed nothing about this node"
-            self._failed(gres.read_stderr(text, self.node.name).why if answer.status != 0 else text, now_s)
+        if answer.status != 0:
+            self._failed(gres.read_stderr(answer.stderr, self.node.name).why, now_s)
             return
-        claim = gres.read_sinfo(answer.stdout, self.node.name)
-        if self.last_error:
+        short = answer.stdout[:READING_CHARS]
+        claim = gres.read_sinfo(short, self.node.name, self.node.gpus)
+        if not claim.states:
+            # Without the node's state it is no answer to what was asked; what it names as used counts all the same.
+            self._failed(f"sinfo's answer is not understood ({_shown(answer, 200)})", now_s)
+            if claim.gpus:
+                self._claims.read(NodeReading(asked_s, claim), now_s)
+            return
+        if self._outage_told:
             self._log.info("slurmctld answers again")
-        self.last_error = ""
+        self._outage_told, self.last_error = False, ""
         self._read_ok_s = now_s
         self.state = SourceState(name=Source.gresused, works=True)
         if claim.gpus is None:
-            self._say_once(f"GresUsed of this node was not understood ({claim.why}): {answer.stdout.strip()!r}")
+            text = f"GresUsed of this node was not understood ({claim.why}): {_shown(answer)}"
+            self._say_once(gres.form_of(claim.why, short), text)
             self._listing_due = True
         else:
             self._claims.take_listing(frozenset(), now_s)
         self._claims.read(NodeReading(asked_s, claim), now_s)
 
     def _failed(self, why: str, now_s: float) -> None:
-        if not self.last_error:
+        kind, (last_kind, last_s) = gres.form_of(why), self._outage
+        if not self._outage_told and (kind != last_kind or now_s > last_s + OUTAGE_GAP_S):
             self._log.warning("slurmctld does not answer: %s; no new lease until it does", why)
+            self._outage_told = True
+        self._outage = (kind, now_s)
         self.last_error = f"slurmctld does not answer: {why}"
         self.state = SourceState(name=Source.gresused, works=False, why=why)
         self._node_due_s = now_s + FAILED_AGAIN_S
@@ -279,17 +328,28 @@ class SlurmDesk:
         if claim is None or (claim.gpus is None and not answer.stdout.strip()):
             failure = gres.classify_failure(answer.stderr)
             why = gres.read_stderr(answer.stderr, self.node.name).why
+            if failure is not Failure.invalid_job:
+                self._say_once(f"scontrol: {failure}", f"scontrol tells nothing about job {job}: {why}")
             self._claims.fail(job, failure, why, now_s)
             return
+        self._said -= {f"scontrol: {failure}" for failure in Failure}
         if claim.gpus is None and not claim.completing:
-            self._say_once(f"job {job}: its GPUs were not understood ({claim.why}): {answer.stdout.strip()!r}")
+            text = f"job {job}: its GPUs were not understood ({claim.why}): {_shown(answer)}"
+            self._say_once(gres.form_of(claim.why, answer.stdout[:READING_CHARS]), text)
         self._claims.answer(job, claim, now_s)
 
-    def _say_once(self, text: str) -> None:
-        if text not in self._said and len(self._said) < 1000:
-            self._said.add(text)
+    def _say_once(self, kind: str, text: str) -> None:
+        """Warn, unless something of this kind has been told."""
+        if kind not in self._said and len(self._said) < 1000:
+            self._said.add(kind)
             self._log.warning("%s", text)
 
     @property
     def _log(self) -> logging.Logger:
         return self._shell.log
+
+
+def _shown(answer: Answer, most: int = 4000) -> str:
+    said = answer.stdout.strip() or answer.stderr.strip()
+    return repr(said[:most]) + (f" and {len(said) - most} characters more" if len(said) > most else "")
+

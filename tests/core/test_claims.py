@@ -323,6 +323,21 @@ def test_a_job_that_is_over_and_still_has_processes_keeps_what_it_had(claims: Cl
     assert view(claims, now_s=99).gpus == {0}
 
 
+def test_a_job_that_slurm_calls_over_before_it_told_what_it_had_needs_a_reading_that_agrees(claims: Claims) -> None:
+    answered(claims, FINISHED)
+    assert view(claims).pending and claims.reading_wanted()
+    assert view(claims, now_s=3).gpus is None and "COMPLETED" in view(claims, now_s=3).why
+    claims.read(used(1.2), 1.3)
+    assert view(claims, now_s=3).gpus == NONE
+
+
+def test_an_unknown_job_without_an_answer_of_its_own_tells_why_nobody_is_answered(claims: Claims) -> None:
+    claims.trouble = "slurmctld does not answer"
+    assert view(claims, now_s=3).why == "slurmctld does not answer"
+    failed(claims, Failure.timed_out)
+    assert view(claims, now_s=3).why == "no answer"
+
+
 def test_no_listing_lets_a_job_go_while_something_completes(claims: Claims) -> None:
     answered(claims, running(0))
     claims.see((), 5.0)

@@ -99,6 +99,22 @@ def test_the_time_it_asks_to_be_woken_at_is_late_enough(at_s: float) -> None:
     assert decided(again_s, free_since_s=since).granted
 
 
+@pytest.mark.parametrize(
+    ("occupants", "detail"),
+    [
+        (by(job("7", 1, 2, 3)), "job 7 has GPUs 1-3"),
+        (by(job("7", 0, 3), job("8", 2)), "job 8 has GPU 2"),
+        (by(used=frozenset({0, 2, 3})), "GPUs 0,2-3: allocated by Slurm"),
+        (by(job("7", unknown=True)), "job 7: its GPUs could not be learned"),
+        (by(foreign={"SIM-2": "process 5 is on it", "SIM-3": "process 5 is on it"}), "GPUs 2-3: process 5 is on it"),
+    ],
+)
+def test_what_ends_a_lease_is_told_with_all_the_gpus_it_has(occupants: dict[str, Occupant], detail: str) -> None:
+    assert decided(lease=LEASE, occupants=occupants).revocation.detail == detail
+    blocked = decided(occupants=occupants, wanted=4).detail
+    assert blocked.split("; ")[1] in (detail, "job 7 has GPUs 0,3")
+
+
 def test_a_lease_is_renewed_on_fresh_evidence_and_only_then() -> None:
     assert decided(lease=LEASE).lease == msgspec.structs.replace(LEASE, expires_s=110.0)
     kept = decided(lease=LEASE, evidence=Evidence(renew_why="the detector is silent"))

@@ -17,6 +17,7 @@ from llmwd.messages import (
     JobSeen,
     JobsFact,
     Lease,
+    Revocation,
     MemoryPressure,
     RootFact,
     ServerFact,
@@ -106,6 +107,14 @@ def test_facts_of_another_supervisor_than_the_running_one_count_for_nothing():
     told = shown(running=(78, 1))
     assert (told.phase, told.reason, told.root.pid) == (NodePhase.waiting, Reason.starting, 78)
     assert told.lease is None and told.server.pid is None
+
+
+def test_between_a_revocation_and_the_managers_word_the_node_yields():
+    gone = Revocation(epoch=3, reason=Reason.yielded_to_job, detail="job 9 has GPUs 2-3", revoked_s=1.0, job="9")
+    told = shown(server=server(lease_epoch=3), gpus=gpus(lease=None, revocation=gone))
+    assert (told.phase, told.reason, told.detail) == (NodePhase.yielding, Reason.yielded_to_job, "job 9 has GPUs 2-3")
+    assert shown(server=server(lease_epoch=4), gpus=gpus(revocation=gone)).phase == NodePhase.serving
+    assert shown(server=server(lease_epoch=3, node_phase=NodePhase.waiting), gpus=gpus(lease=None, revocation=gone)).phase == NodePhase.waiting
 
 
 def test_a_node_whose_vllm_manager_has_said_nothing_yet_is_starting():

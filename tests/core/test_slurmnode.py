@@ -2,7 +2,7 @@
 
 import pytest
 
-from llmwd.core.slurmnode import SlurmNode, find
+from llmwd.core.slurmnode import SlurmNode, find, is_listing
 
 
 def test_the_node_is_found_by_its_host_in_whatever_partitions_it_is() -> None:
@@ -20,6 +20,12 @@ def test_several_nodes_on_one_host_have_to_be_told_apart_by_the_operator() -> No
     node, why = find(listing, "box", "")
     assert node is None and "n1, n2" in why and "SLURM_NODE" in why
     assert find(listing, "box", "n2") == (SlurmNode("n2", 2, 0, others=True), "")
+
+
+def test_only_a_listing_proves_that_a_host_is_none_of_slurms() -> None:
+    assert is_listing("n1 box gpu:4\n\nn2 box.lab (null)\n")
+    for text in ("", "\n", "hello\n", "hello you there\n", "n1 box gpu:4\nslurm_load error: x\n", "n1 box\n", "\x00 \x01 :\n"):
+        assert not is_listing(text)
 
 
 @pytest.mark.parametrize(("name", "why"), [("n9", "no node n9"), ("", "no node on the host here")])

@@ -1,15 +1,19 @@
 """Words, messages, settings, and Slurm's output, as the program itself understands them."""
 
 import json
+from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
 from llmwd import messages
 from llmwd.config import SETTINGS
 from llmwd.core import gres, lifecycle
+from llmwd.ctl.explain import explain
 from llmwd.ctl.explain import gres as gres_verb
 from llmwd.vocab import NodePhase, Reason
 
+CORPUS = Path(__file__).parent.parent / "data" / "gres_corpus.jsonl"
 SINFO = "gpu:a100:2(IDX:0-1)   mixed\n"
 
 
@@ -80,3 +84,14 @@ def test_gres_reads_bytes_that_are_no_text(stand, tmp_path):
 def test_gres_of_a_file_that_is_not_there_is_an_error_of_usage(stand):
     done = stand.ctl("explain", "gres", "--form", "job", "--node", "n1", "/does/not/exist")
     assert done.returncode == 2 and "Traceback" not in done.stderr
+
+
+def test_gres_reads_every_form_that_was_collected_as_expected():
+    """In this process: the same command, once for each sample."""
+    for line in CORPUS.read_text().splitlines():
+        sample = json.loads(line)
+        words = ["gres", "--form", sample["form"], "--node", sample["node"], "--json"]
+        words += ["--job", str(sample["jobid"])] if sample.get("jobid") else []
+        done = CliRunner().invoke(explain, words, input=sample["text"])
+        assert done.exit_code == 0, sample["name"]
+        assert json.loads(done.stdout)["gpus"] == sample["expect"], sample["name"]
