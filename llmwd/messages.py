@@ -387,6 +387,7 @@ class HolderSpec(Part, kw_only=True):
     marker: str  # value of LLMWD_TREE in the tree's environment
     note: dict[str, str | int | float | None]  # the manager's own memory, given back to a restarted manager
     courtesy: Courtesy | None = None  # None: as we are ourselves
+    umask: int | None = None  # the service's; None: as ours is
     site: str | None = None  # folder that holds setproctitle
 
 

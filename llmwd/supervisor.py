@@ -7,11 +7,12 @@ import importlib.util
 import logging
 import os
 import sys
+from pathlib import Path
 
 import click
 
-from llmwd import __version__, spec
-from llmwd.adapters import procs, rundir
+from llmwd import __version__, redact, spec
+from llmwd.adapters import keyfile, procs, rundir
 from llmwd.adapters.journal import Journal, open_log
 from llmwd.config import Loaded, Settings, load
 from llmwd.vocab import Exit
@@ -32,7 +33,7 @@ def main() -> None:
     try:
         code = supervise()
     except (CannotStart, rundir.DirError) as error:
-        print(f"llmwd-supervisor: {error}", file=sys.stderr)
+        print(f"llmwd-supervisor: {redact.mask(str(error))}", file=sys.stderr)
         code = Exit.refused
     sys.exit(code)
 
@@ -45,15 +46,17 @@ def supervise() -> int:
             f"refused: this shell is inside a Slurm job ({inside}). llmwd would be killed with the job and would see "
             "only its GPUs; start it from a session outside Slurm (a plain ssh login, systemd)"
         )
+    umask = os.umask(0o077)  # before the first file: whatever we make is ours alone from its first instant
+    redact.learn_variables(os.environ)
     dirs = rundir.find_dirs(os.environ)
     rundir.prepare(dirs)
-    loaded = load(dirs.home)
-    if loaded.settings is None:
-        raise CannotStart("the settings are not valid:\n" + "\n".join(f"  {problem}" for problem in loaded.problems))
+    loaded = _load_valid(dirs.home)
     lock = rundir.Lock(dirs.runtime)
     other = lock.take()
     if other is not None:
         raise CannotStart(f"refused: a supervisor is already running on this node, pid {other[0]}")
+    key = keyfile.read_or_make(dirs.state)
+    redact.learn([key])
     settings = loaded.settings
     log = open_log(dirs.logs, "root", settings.log_level, settings.log_max_mb, settings.log_keep)
     logging.raiseExceptions = False
@@ -63,6 +66,7 @@ def supervise() -> int:
     boot = Boot(
         name="root", settings=settings, home=dirs.home, runtime=dirs.runtime, state=dirs.state,
         node=settings.slurm_node or rundir.short_host(), root_fd=-1,
+        api_key=key, umask=umask,
     )
     log.info("llmwd %s on %s, home %s, runtime %s, state %s", __version__, boot.node, *map(str, (dirs.home, dirs.runtime, dirs.state)))
     journal = Journal(dirs.state, "root", log)
@@ -96,6 +100,13 @@ def _renew_runtime(dirs: rundir.Dirs, log: logging.Logger) -> None:
         rundir.write_atomic(dirs.runtime / rundir.RELEASE_SCRIPT, rundir.release_script(sys.executable))
     except OSError as error:
         log.error("the node's prolog cannot call us: %s in %s: %s", rundir.RELEASE_SCRIPT, dirs.runtime, error.strerror)
+
+
+def _load_valid(home: Path) -> Loaded:
+    loaded = load(home)
+    if loaded.settings is None:
+        raise CannotStart("the settings are not valid:\n" + "\n".join(f"  {problem}" for problem in loaded.problems))
+    return loaded
 
 
 def _tell(log: logging.Logger, loaded: Loaded) -> None:

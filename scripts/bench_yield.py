@@ -90,7 +90,7 @@ def one_yield(node: SlurmNode, tree: Supervised, asked: argparse.Namespace, numb
     status = tree.serving(within_s=300)
     holder = _parents(status["server"]["pid"])[0]
     known = len(tree.journal("released"))
-    clients = [Stream(tree.port) for _ in range(asked.streams if asked.server == "vllm" else 0)]
+    clients = [Stream(tree) for _ in range(asked.streams if asked.server == "vllm" else 0)]
     for client in clients:
         wait_until(lambda client=client: client.tokens > 2, 60, what="a stream that flows")
     observer = Observer(node.scope, procs.descendants(holder))
@@ -167,9 +167,10 @@ class Observer(threading.Thread):
 class Stream(threading.Thread):
     """A client that reads one long streamed answer, and remembers how it ended."""
 
-    def __init__(self, port: int):
+    def __init__(self, tree: Supervised):
         super().__init__(daemon=True)
-        self.port, self.tokens, self.end, self.end_s = port, 0, "none", 0.0
+        self.port, self.tokens, self.end, self.end_s = tree.port, 0, "none", 0.0
+        self.headers = {"Content-Type": "application/json", **tree.authorized()}
         self.start()
 
     def run(self) -> None:
@@ -178,7 +179,7 @@ class Stream(threading.Thread):
             connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
             body = {"model": "fake", "stream": True, "max_tokens": 1500, "ignore_eos": True, "temperature": 0,
                     "messages": [{"role": "user", "content": "Tell me a very long story about a mountain."}]}
-            connection.request("POST", "/v1/chat/completions", json.dumps(body), {"Content-Type": "application/json"})
+            connection.request("POST", "/v1/chat/completions", json.dumps(body), self.headers)
             for line in connection.getresponse():
                 text = line.decode().strip()
                 if text:

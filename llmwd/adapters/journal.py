@@ -11,6 +11,8 @@ from typing import BinaryIO
 
 import msgspec
 
+from llmwd import redact
+
 JOURNAL_MAX_BYTES = 10 << 20
 JOURNAL_KEEP = 5
 
@@ -25,7 +27,8 @@ class Journal:
 
     def write(self, event: str, **details: object) -> None:
         """One event with its details. A full disk costs the line, never the caller."""
-        line = {"at": time.time(), "mono_s": time.monotonic(), "worker": self._worker, "event": event, **details}
+        line = {"at": time.time(), "mono_s": time.monotonic(), "worker": self._worker, "event": event}
+        line |= {name: redact.mask(value) if isinstance(value, str) else value for name, value in details.items()}
         data = msgspec.json.encode(line) + b"\n"
         try:
             fd = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
@@ -107,7 +110,14 @@ class _Quiet(logging.handlers.RotatingFileHandler):
         pass
 
     def _open(self):
-        return os.fdopen(os.open(self.baseFilename, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600), "a")
+        return os.fdopen(os.open(self.baseFilename, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600), "a")
+
+
+class _Masking(logging.Formatter):
+    """Tracebacks, too: the last thing before a line is written."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return redact.mask(super().format(record))
 
 
 def open_log(logs: Path, name: str, level: str, max_mb: float, keep: int) -> logging.Logger:
@@ -116,7 +126,7 @@ def open_log(logs: Path, name: str, level: str, max_mb: float, keep: int) -> log
     logger.propagate = False
     for handler in list(logger.handlers):  # inherited from the root through the fork
         logger.removeHandler(handler)
-    form = logging.Formatter(f"%(asctime)s.%(msecs)03d {name:<8} %(levelname)-7s %(message)s", "%Y-%m-%d %H:%M:%S")
+    form = _Masking(f"%(asctime)s.%(msecs)03d {name:<8} %(levelname)-7s %(message)s", "%Y-%m-%d %H:%M:%S")
     handlers: list[logging.Handler] = [logging.StreamHandler(sys.stderr)]
     try:
         handlers.append(_Quiet(logs / f"{name}.log", maxBytes=int(max_mb * (1 << 20)), backupCount=keep, delay=False))

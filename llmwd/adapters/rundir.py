@@ -73,7 +73,11 @@ def find_dirs(environ: Mapping[str, str]) -> Dirs:
 
 
 def make_private(path: Path, what: str) -> None:
-    """Make the folder with mode 0700, or check that it is ours alone. Raises DirError."""
+    """Make the folder with mode 0700, or check that it is ours alone. Raises DirError.
+
+    Everything in it is trusted from then on, so nobody else may have been able to put something there, or to put
+    another folder in its place.
+    """
     try:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
         # lstat: a link planted in a shared folder must not lead us to somebody else's place.
@@ -84,6 +88,15 @@ def make_private(path: Path, what: str) -> None:
         raise DirError(f"the {what} folder {path} is not a folder (a link, or a file): remove it, or name another")
     if found.st_uid != os.getuid():
         raise DirError(f"the {what} folder {path} belongs to uid {found.st_uid}, not to us: name another folder")
+    if found.st_mode & 0o022:
+        raise DirError(
+            f"the {what} folder {path} can be written by others, who may have put something into it: remove it, or "
+            f"look through it and `chmod 700 {path}`"
+        )
+    for above in path.resolve().parents:
+        mode = above.stat().st_mode
+        if mode & stat.S_IWOTH and not mode & stat.S_ISVTX:
+            raise DirError(f"the {what} folder {path} can be replaced by others, who may write to {above}: name another folder")
     if found.st_mode & 0o077:
         try:
             path.chmod(0o700)
@@ -116,8 +129,11 @@ class Lock:
         self._fd = -1
 
     def take(self) -> tuple[int, int] | None:
-        """None: it is ours until the process ends. Else (pid, start ticks) of who has it."""
-        fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        """None: it is ours until the process ends. Else (pid, start ticks) of who has it. Raises DirError."""
+        try:
+            fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        except OSError as error:
+            raise DirError(f"the lock {self.path} cannot be opened ({error.strerror}): remove it if it is a link") from error
         end_s = time.monotonic() + ASKED_WITHIN_S
         while True:
             try:

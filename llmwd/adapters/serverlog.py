@@ -3,6 +3,8 @@
 import re
 from pathlib import Path
 
+from llmwd import redact
+
 TAIL_BYTES = 64 << 10
 LONGEST = 300
 
@@ -11,7 +13,12 @@ _ANY = re.compile(r"^(?:vllm serve: error: .*|[\w.]*(?:Error|Exception)\b: .*)$"
 
 
 def cause(path: Path) -> str:
-    """The first exception that the engine or a worker logged, else the last one of the tail; "" if there is none."""
+    """The first exception that the engine or a worker logged, else the last one of the tail, without secrets;
+    "" if there is none."""
+    return redact.mask(_cause(path))[:LONGEST]
+
+
+def _cause(path: Path) -> str:
     try:
         with path.open("rb") as file:
             file.seek(max(0, path.stat().st_size - TAIL_BYTES))
@@ -20,8 +27,8 @@ def cause(path: Path) -> str:
         return ""
     for line in lines:
         if found := _ENGINE.search(line):
-            return found["text"][:LONGEST]
+            return found["text"]
     for line in reversed(lines):
         if _ANY.match(line.strip()):
-            return line.strip()[:LONGEST]
+            return line.strip()
     return ""

@@ -14,7 +14,8 @@ from llmwd.adapters import courtesy, procs
 class Service:
     """A service that has been forked. `report` is readable once exec has failed or worked."""
 
-    def __init__(self, argv: list[str], env: dict[str, str], cwd: str, output: int, wish: dict | None = None) -> None:
+    def __init__(self, argv: list[str], env: dict[str, str], cwd: str, output: int, wish: dict | None = None,
+                 umask: int | None = None) -> None:
         """Start `argv` in a session of its own, killed when our thread ends, output to the descriptor `output`.
 
         `wish`: how it stands back behind others (messages.Courtesy); what of it cannot be had is said in its output.
@@ -29,6 +30,8 @@ class Service:
             try:
                 os.chdir(cwd)
                 failure = f"cannot start {argv[0]}"
+                if umask is not None:
+                    os.umask(umask)
                 _become(argv, env, output, parent, wish)
             except (OSError, ValueError) as problem:
                 os.write(report_end, f"{failure}: {getattr(problem, 'strerror', None) or problem}".encode())

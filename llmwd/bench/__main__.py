@@ -37,7 +37,7 @@ examples:
   ./bench.sh full -- --random-input-len 1024 --max-concurrency 64
 
 Results: bench-results/<UTC time>-<profile>-<kind>.json, and .txt for what was on the screen.
-An API key that the server got as an argument is taken from OPENAI_API_KEY.
+The server's API key is found in its environment and handed to the client the same way.
 Exit codes: 0 done, 1 nothing is served, or the server left in the middle, 2 usage.
 """
 

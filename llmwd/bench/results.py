@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from llmwd.bench.served import Served, server_version, serving_python
+from llmwd.redact import mask_arguments
 
 
 def base_name(started_at: datetime, profile: str, kind: str) -> str:
@@ -35,7 +36,7 @@ def about(served: Served, started_at: datetime, kind: str, seed: int, extra: Seq
             "serve_command": list(served.argv),
             "gpus": list(served.gpus),
             "NUM_GPUS": len(served.gpus),
-            "client_args": list(extra),
+            "client_args": list(mask_arguments(extra)),
             "seed": seed,
         },
         "versions": {

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import requests
 
+from llmwd.redact import mask_arguments
+
 STATUS_WITHIN_S = 10.0
 NO_SUPERVISOR_EXIT = 3
-SECRET_ARGUMENTS = frozenset({"--api-key", "--api_key", "--ssl-keyfile-password"})
 
 
 class Refused(Exception):
@@ -79,7 +80,7 @@ def find_served(ctl: str) -> Served:
         vllm_bin=server["bin"],
         node=status.get("node", ""),
         gpus=tuple((status.get("lease") or {}).get("gpus") or ()),
-        argv=without_secrets(_read_null_separated(pid, "cmdline")),
+        argv=mask_arguments(_read_null_separated(pid, "cmdline")),
         environ=dict(item.split("=", 1) for item in _read_null_separated(pid, "environ") if "=" in item),
     )
 
@@ -128,22 +129,8 @@ def serving_python(served: Served) -> str:
 
 
 def api_key(served: Served) -> str | None:
-    """The key that the server's environment holds; one given as an argument is asked of the user instead."""
+    """The key that the server asks for: it always gets it by its environment. None: it asks for none."""
     return served.environ.get("VLLM_API_KEY")
-
-
-def without_secrets(argv: list[str]) -> tuple[str, ...]:
-    """`argv` with the values of secret arguments replaced. Pure."""
-    shown: list[str] = []
-    hiding = False
-    for word in argv:
-        name, equals, _ = word.partition("=")
-        if hiding and not word.startswith("-"):
-            shown.append("***")
-            continue
-        hiding = name in SECRET_ARGUMENTS and not equals
-        shown.append(f"{name}=***" if name in SECRET_ARGUMENTS and equals else word)
-    return tuple(shown)
 
 
 def _read_null_separated(pid: int, name: str) -> list[str]:

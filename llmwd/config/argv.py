@@ -15,6 +15,10 @@ from llmwd.config.settings import Settings
 TENSOR = ("--tensor-parallel-size", "-tp")
 PIPELINE = ("--pipeline-parallel-size", "-pp")
 DATA = ("--data-parallel-size", "-dp")
+API_KEY = ("--api-key",)
+HF_TOKEN = ("--hf-token",)
+# Secrets that vLLM takes as arguments, which every user of the node can read: they go by these variables instead.
+SECRETS = {API_KEY: "VLLM_API_KEY", HF_TOKEN: "HF_TOKEN"}
 
 # What vLLM needs of the supervisor's environment: who and where we are, the operator's tokens, the way to the network,
 # the libraries without which a cluster's module-provided Python does not start. Everything else stays out: SLURM_*
@@ -37,11 +41,13 @@ class Endpoint(NamedTuple):
 
 
 def serve_argv(profile: Profile, settings: Settings, gpus: int, port: int | None = None) -> list[str]:
-    """`[llm_bin, "serve", model, ...]` for `gpus` leased GPUs; `port` stands in for SERVER_PORT.
+    """`[llm_bin, "serve", model, ...]` for `gpus` leased GPUs, without secrets; `port` stands in for SERVER_PORT.
 
     ConfigError when the profile's pipeline and data parallelism do not fit that many GPUs.
     """
-    args = _without(profile.vllm_args, TENSOR)
+    args = list(profile.vllm_args)
+    for names in (TENSOR, API_KEY, *([HF_TOKEN] if option(args, *HF_TOKEN) else [])):  # --hf-token alone is no secret
+        args = _without(args, names)
     argv = [profile.llm_bin, "serve", profile.model_name, *args]
     if option(args, "--host") is None:
         argv += ["--host", "127.0.0.1"]
@@ -62,12 +68,17 @@ def tensor_parallel(args: Sequence[str], gpus: int) -> int:
 
 
 def serve_environment(
-    profile: Profile, settings: Settings, gpu_uuids: Sequence[str], base: Mapping[str, str]
+    profile: Profile, settings: Settings, gpu_uuids: Sequence[str], base: Mapping[str, str], made_key: str
 ) -> dict[str, str]:
-    """vLLM's whole environment: what it needs of `base` (ours), the profile's exports, LLM_VENV as if activated,
-    the CUDA overrides, and exactly the leased GPUs, which no export can change."""
+    """vLLM's whole environment: what it needs of `base` (ours), the profile's exports, the secrets among its arguments,
+    LLM_VENV as if activated, the CUDA overrides, and exactly the leased GPUs, which no export can change."""
     env = {name: value for name, value in base.items() if name in _KEPT or name.startswith("LC_")}
     env |= profile.exports
+    if token := option(profile.vllm_args, *HF_TOKEN):
+        env["HF_TOKEN"] = token
+    env.pop("VLLM_API_KEY", None)
+    if key := api_key(profile, settings, made_key):
+        env["VLLM_API_KEY"] = key
     env.pop("PYTHONHOME", None)
     env["VIRTUAL_ENV"] = profile.llm_venv
     if profile.cuda_setup:
@@ -101,9 +112,11 @@ def base_url(profile: Profile, settings: Settings) -> str:
     return f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}"
 
 
-def api_key(profile: Profile) -> str | None:
-    """A key that the server will accept, when it will ask for one: the arguments win over the environment."""
-    return option(profile.vllm_args, "--api-key") or profile.exports.get("VLLM_API_KEY") or None
+def api_key(profile: Profile, settings: Settings, made_key: str) -> str | None:
+    """The key that the server asks for; None: it asks for none. The profile's own (its arguments win over its exports),
+    else `made_key`, which llmwd made for this node, unless REQUIRE_API_KEY is off."""
+    own = option(profile.vllm_args, *API_KEY) or profile.exports.get("VLLM_API_KEY")
+    return own or (made_key if settings.require_api_key else None)
 
 
 def is_loopback(host: str) -> bool:
@@ -124,9 +137,18 @@ def option(args: Sequence[str], *names: str) -> str | None:
     return found
 
 
-def problems_of(args: Sequence[str], gpus: int) -> list[str]:
-    """What llmwd cannot serve with these arguments, one sentence each."""
+def problems_of(args: Sequence[str], gpus: int, loopback_only: bool) -> list[str]:
+    """What llmwd cannot or must not serve with these arguments, one sentence each."""
     found = []
+    host = option(args, "--host")
+    if loopback_only and host is not None and not is_loopback(host):
+        shown = host or "''"
+        found.append(
+            f"--host {shown} would let other machines reach the server: leave it out (the tunnel needs only the loopback), "
+            "or set LOOPBACK_ONLY=false in etc/config.env if that is what you want"
+        )
+    if _values(args, API_KEY) > 1:
+        found.append("more than one key for --api-key: several could be given to vLLM on its command line only, where every user reads them")
     if option(args, "--uds") is not None:
         found.append("--uds is not supported: llmwd and the tunnel reach the server by --host and --port")
     port = option(args, "--port")
@@ -142,25 +164,37 @@ def problems_of(args: Sequence[str], gpus: int) -> list[str]:
     return found
 
 
-def warnings_of(args: Sequence[str]) -> list[str]:
-    """What the operator may do but should know."""
+def warnings_of(args: Sequence[str], keyless: bool) -> list[str]:
+    """What the operator may do but should know. keyless: the server will ask for no API key."""
     host = option(args, "--host")
-    if host is None or is_loopback(host):
-        return []
-    keyless = "" if option(args, "--api-key") else ", and there is no --api-key"
-    return [f"--host {host} lets other machines use the server{keyless}"]
+    if host is not None and not is_loopback(host):
+        return [f"--host {host} lets other machines use the server{', and it asks for no API key' if keyless else ''}"]
+    return ["every user of this node can use the server: REQUIRE_API_KEY is off"] if keyless else []
 
 
 def _named(spelled: str, names: Sequence[str]) -> bool:
     if not spelled.startswith("--"):
         return spelled in names
     spelled = spelled.replace("_", "-")
-    # argparse takes unambiguous beginnings; of the options read here, only --tensor-parallel-size is worth the trouble.
-    return spelled in names or (names is TENSOR and len(spelled) >= len("--tensor") and TENSOR[0].startswith(spelled))
+    # argparse takes unambiguous beginnings; of the options read here, these are worth the trouble.
+    shortest = {TENSOR: "--tensor", API_KEY: "--api-k", HF_TOKEN: "--hf-t"}.get(tuple(names))
+    return spelled in names or (shortest is not None and len(spelled) >= len(shortest) and names[0].startswith(spelled))
 
 
 def _value_at(args: Sequence[str], place: int) -> str | None:
     return args[place] if place < len(args) and not args[place].startswith("-") else None
+
+
+def _values(args: Sequence[str], names: Sequence[str]) -> int:
+    """How many values the last occurrence of an option that takes several has, 0 where it is absent."""
+    count = 0
+    for place, arg in enumerate(args):
+        spelled, equals, _ = arg.partition("=")
+        if _named(spelled, names):
+            count = int(bool(equals))
+            while not equals and _value_at(args, place + 1 + count) is not None:
+                count += 1
+    return count
 
 
 def _without(args: Sequence[str], names: Sequence[str]) -> list[str]:

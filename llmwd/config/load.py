@@ -9,6 +9,7 @@ from typing import Any
 
 import msgspec
 
+from llmwd import redact
 from llmwd.config import argv
 from llmwd.config.bashfile import Variable
 from llmwd.config.problems import ConfigError, Problem
@@ -50,6 +51,7 @@ def load(
         chosen_problem = Problem(LINK if profile is None else FOLDER, None, None, str(error))
     names = [*node_files, *([f"{FOLDER}/{chosen}.env"] if chosen else [])]
     sources = read_sources(home, names, known)
+    _learn_secrets(sources)
     check = _Check(sources, home, sum(file.name in node_files for file in sources.files))
     settings = check.settings()
     if sources.broken - {f"{FOLDER}/{chosen}.env"}:
@@ -65,8 +67,20 @@ def load(
     return Loaded(settings, found, _in_order(problems, names), _in_order(warnings, names))
 
 
+def _learn_secrets(sources: Sources) -> None:
+    state = sources.state_after(len(sources.files))
+    redact.learn_variables({name: value for name, variable in state.items() for value in variable.values})
+    for file in sources.files:
+        redact.learn_file(file.text)
+    args = state.get("VLLM_ARGS")
+    if args is not None:
+        redact.learn_arguments(word for value in args.values for word in value.split())
+
+
 def _in_order(problems: list[Problem], names: list[str]) -> tuple[Problem, ...]:
-    """Each once, as one meets them reading the files from the first line of the first on."""
+    """Each once, as one meets them reading the files from the first line of the first on; secrets quoted in them
+    (bash quotes the line that it stumbles over) are taken out."""
+    problems = [msgspec.structs.replace(each, message=redact.mask(each.message)) for each in problems]
     order = {name: place for place, name in enumerate(names)}
     return tuple(sorted(dict.fromkeys(problems), key=lambda it: (order.get(it.file, len(names)), it.line or 0)))
 
@@ -124,13 +138,17 @@ class _Check:
         model = self._required("MODEL_NAME", file, files)
         args = self._required("VLLM_ARGS", file, files)
         words = self._words(args, files) if args else ()
+        exports = self._exports(files)
         if model is not None and (model.is_array or not model.values[0].strip()):
             self._refuse("MODEL_NAME", files, "must be a Hugging Face model id or the path of a local model")
         if args and "NUM_GPUS" in got:
             place = self.sources.where("VLLM_ARGS", files)
-            self.problems += [Problem(*place, "VLLM_ARGS", m) for m in argv.problems_of(words, got["NUM_GPUS"])]
-            self.warnings += [Problem(*place, "VLLM_ARGS", m) for m in argv.warnings_of(words)]
-        exports = self._exports(files)
+            alone = self._quietly("LOOPBACK_ONLY").get("LOOPBACK_ONLY", True)
+            wrong = argv.problems_of(words, got["NUM_GPUS"], alone)
+            self.problems += [Problem(*place, "VLLM_ARGS", m) for m in wrong]
+            has_key = self._quietly("REQUIRE_API_KEY").get("REQUIRE_API_KEY", True) or exports.get("VLLM_API_KEY")
+            keyless = not (has_key or argv.option(words, *argv.API_KEY))
+            self.warnings += [Problem(*place, "VLLM_ARGS", m) for m in ([] if wrong else argv.warnings_of(words, keyless))]
         if len(self.problems) > begin or model is None or args is None:
             return None
         own = {spec.field: got[spec.name] for spec in SETTINGS if spec.by_profile}

@@ -65,6 +65,13 @@ SETTINGS: tuple[SettingSpec, ...] = (
     ),
     SettingSpec("SERVER_PORT", values.integer(1, 65535), "8000", "The port that vLLM answers on, on 127.0.0.1."),
     SettingSpec(
+        "REQUIRE_API_KEY",
+        values.flag(),
+        "true",
+        "Whether vLLM asks for an API key: the profile's own, or else the one that llmwd makes for this node.",
+    ),
+    SettingSpec("LOOPBACK_ONLY", values.flag(), "true", "Whether a profile whose --host other machines reach is refused."),
+    SettingSpec(
         "HF_HOME", values.path(), "", "Hugging Face's folder for downloaded models; empty: its own default.", "", True
     ),
     SettingSpec("TUNNEL_HOSTNAME", values.hostname(), "", "The public name of the tunnel; empty: no tunnel."),
@@ -168,6 +175,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     llm_venv: str
     llm_bin: str
     server_port: int
+    require_api_key: bool
+    loopback_only: bool
     hf_home: str
     tunnel_hostname: str
     tunnel_id: str

@@ -12,10 +12,13 @@ class Parser(msgspec.Struct, frozen=True):
 
     wanted: str
     read: Callable[[str], Any]
+    private: bool = False  # a wrong value is not quoted: it may be, or hold, a secret
 
     def __call__(self, text: str) -> Any:
         value = self.read(text)
         if value is None:
+            if self.private:
+                raise ValueError(f"must be {self.wanted}")
             shown = text if len(text) <= 60 else text[:57] + "..."
             raise ValueError(f"must be {self.wanted}, not {shown!r}")
         return value
@@ -96,7 +99,7 @@ def path() -> Parser:
 
 def url() -> Parser:
     found = _matching(r"https?://[^\s/?#]+(/[^\s?#]*)?", "an address that begins with https:// or http://")
-    return Parser(found.wanted, lambda text: (found.read(text) or "").rstrip("/") or None)
+    return Parser(found.wanted, lambda text: (found.read(text) or "").rstrip("/") or None, private=True)
 
 
 def text() -> Parser:
@@ -104,7 +107,8 @@ def text() -> Parser:
 
 
 def topic() -> Parser:
-    return _matching(r"[-_A-Za-z0-9]{1,64}", "up to 64 letters, digits, - and _ (the topic alone, not its address)")
+    found = _matching(r"[-_A-Za-z0-9]{1,64}", "up to 64 letters, digits, - and _ (the topic alone, not its address)")
+    return Parser(found.wanted, found.read, private=True)
 
 
 def hostname() -> Parser:

@@ -39,6 +39,7 @@ class Credentials(msgspec.Struct, frozen=True):
     warnings: sentences about what does not stand in the way, but is not right."""
 
     tunnel_id: str = ""
+    secret: str = ""
     problem: str = ""
     warnings: tuple[str, ...] = ()
 
@@ -49,6 +50,8 @@ def check_credentials(path: str, text: bytes, mode: int, tunnel_id: str) -> Cred
     tunnel_id: the UUID it has to be for, "" to take the file's own. cloudflared itself checks nothing: it starts with
     `{}` and is refused for ever.
     """
+    if mode & 0o077:
+        return Credentials(problem=f"{path} can be read by other users, who could then run the tunnel: `chmod 600 {path}`")
     try:
         found = json.loads(text)
     except ValueError:
@@ -67,9 +70,7 @@ def check_credentials(path: str, text: bytes, mode: int, tunnel_id: str) -> Cred
     warnings = []
     if len(secret) < SECRET_BYTES:
         warnings.append(f"{path}: its TunnelSecret is shorter than {SECRET_BYTES} bytes: Cloudflare will refuse it")
-    if mode & 0o077:
-        warnings.append(f"{path} can be read by others, who could then run the tunnel: `chmod 600 {path}`")
-    return Credentials(own.lower(), warnings=tuple(warnings))
+    return Credentials(own.lower(), found["TunnelSecret"], warnings=tuple(warnings))
 
 
 def recipe(

@@ -12,6 +12,7 @@ from llmwd.ctl.drill import drill
 from llmwd.ctl.ending import reload, stop
 from llmwd.ctl.explain import explain
 from llmwd.ctl.history import history
+from llmwd.ctl.key import key
 from llmwd.ctl.logs import logs
 from llmwd.ctl.models import check, models
 from llmwd.ctl.orders import give_back, reset, resume, switch
@@ -38,7 +39,7 @@ def main() -> None:
 
 
 for verb in (
-    status, switch, models, give_back, resume, stop, logs, history, report, drill, simulate, explain, check, reload, reset, completion, welcome, release,
+    status, switch, models, give_back, resume, stop, logs, history, report, drill, simulate, explain, check, reload, reset, key, completion, welcome, release,
 ):  # fmt: skip
     main.add_command(verb)
 

@@ -12,7 +12,8 @@ from llmwd.adapters import procs
 from llmwd.adapters.rundir import Dirs, read_fact
 from llmwd.core.nodestatus import Status, name_gpus, spell_duration, spell_gpus
 from llmwd.ctl.arguments import DURATION
-from llmwd.ctl.place import LOOK_EVERY_S, Look, Running, find_place, served_home, watch
+from llmwd.ctl.key import key_of
+from llmwd.ctl.place import LOOK_EVERY_S, Look, Running, find_place, watch
 from llmwd.ctl.program import INTERRUPTED, Refusal, examples
 from llmwd.messages import RootFact
 from llmwd.vocab import Exit, NodePhase, Reason, Source
@@ -121,10 +122,12 @@ def _always(attach: str) -> list[str]:
 
 def curl_lines(dirs: Dirs, seen: Look) -> list[str]:
     """A command that can be pasted: two lines, joined with a backslash."""
-    from llmwd.config import api_key, load
-
-    profile = load(served_home(dirs, seen), seen.status.model.profile).profile
-    key = " -H 'Authorization: Bearer YOUR_API_KEY'" if profile is not None and api_key(profile) else ""
+    # By a pipe: on curl's command line every user of the node could read the key.
+    try:
+        asks = bool(key_of(dirs, seen))
+    except Refusal:  # the profile has been changed meanwhile: what is served may still be asked
+        asks = True
+    key, header = ("bin/llmwd-ctl key --header | ", " -H @-") if asks else ("", "")
     url = seen.status.server.url or ""
     insecure = " -k" if urlsplit(url).scheme == "https" else ""
     body = {
@@ -134,4 +137,4 @@ def curl_lines(dirs: Dirs, seen: Look) -> list[str]:
         "temperature": 0,  # or a small model may well say Lyon
     }
     data = shlex.quote(msgspec.json.encode(body).decode())
-    return [f"curl -sS{insecure} {url}/v1/chat/completions -H 'Content-Type: application/json'{key} \\", f"  -d {data}"]
+    return [f"{key}curl -sS{insecure} {url}/v1/chat/completions -H 'Content-Type: application/json'{header} \\", f"  -d {data}"]

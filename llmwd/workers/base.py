@@ -40,6 +40,8 @@ class Boot(msgspec.Struct, frozen=True):
     state: Path
     node: str
     root_fd: int  # read end of a pipe that only the root can write to: end of file means that the root died
+    api_key: str = ""  # the key that llmwd made for this node
+    umask: int = 0o077  # the operator's, for services; our own files are for us alone
 
     @property
     def logs(self) -> Path:

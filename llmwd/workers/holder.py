@@ -126,7 +126,7 @@ class Holder:
             return
         # setproctitle, which vLLM uses, overwrites the marker in /proc/PID/environ without SPT_NOENV.
         env = self.spec["env"] | {procs.MARKER: self.spec["marker"], "SPT_NOENV": "1"}
-        self.service = Service(argv, env, self.spec["cwd"], self.log.service_end, self.spec.get("courtesy"))
+        self.service = Service(argv, env, self.spec["cwd"], self.log.service_end, self.spec.get("courtesy"), self.spec.get("umask"))
         self.state["server_pid"] = self.service.pid
         self.starting = True
         self.loop.watch(self.service.report, self._start_spoke)

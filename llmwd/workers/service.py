@@ -126,7 +126,7 @@ class Service:
             service=self.name, argv=tuple(argv), env=dict(env), cwd=os.environ.get("HOME") or "/", socket=self._socket,
             log=str(self._log_path), log_max_bytes=self._shell.boot.settings.log_max_mb << 20,
             log_keep=self._shell.boot.settings.log_keep, expires_s=expires_s, grace_s=grace_s, marker=marker, note=note,
-            courtesy=courtesy, site=holding.site_folder(),
+            courtesy=courtesy, umask=self._shell.boot.umask, site=holding.site_folder(),
         )
         self.state, self._failed_why, self._pending_release = None, None, None
         try:

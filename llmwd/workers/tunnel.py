@@ -15,6 +15,7 @@ from pathlib import Path
 
 import msgspec
 
+from llmwd import redact
 from llmwd.adapters.rundir import write_atomic
 from llmwd.config import Loaded, Settings
 from llmwd.core import restart, tunnelconfig
@@ -180,6 +181,7 @@ class Tunnel:
         if found.problem:
             self.detail = found.problem
             return None
+        redact.learn([found.secret])
         self.warning = "; ".join(found.warnings)
         return tunnelconfig.recipe(
             os.path.abspath(program), str(self.config_path), s.tunnel_hostname, found.tunnel_id, str(path), url, os.environ
@@ -317,7 +319,7 @@ class Tunnel:
         if before is None or before.phase is not phase:
             self._since_at = time.time()
         fact = TunnelFact(
-            phase=phase, detail=detail, hostname=self.settings.tunnel_hostname or None,
+            phase=phase, detail=redact.mask(detail), hostname=self.settings.tunnel_hostname or None,
             pid=state.server_pid if state else None, since_at=self._since_at, at_s=now_s,
         )  # fmt: skip
         self._published = fact

@@ -14,6 +14,7 @@ from collections.abc import Callable
 
 import msgspec
 
+from llmwd import redact
 from llmwd.adapters import serverlog
 from llmwd.adapters.rundir import SOCKET_PATH_BYTES
 from llmwd.config import (
@@ -217,7 +218,7 @@ class Manager:
         self.started_profile, self.tree_lease, self.tree_gpus = profile, lease, lease.gpus
         self.recipe, self.url = self._recipe_of(profile), base_url(profile, settings)
         self.started_at, self.ready_at, self.releasing = time.time(), None, None
-        env = serve_environment(profile, settings, lease.uuids, os.environ)
+        env = serve_environment(profile, settings, lease.uuids, os.environ, self.shell.boot.api_key)
         self._make_rpc_folder(env)
         self.shell.log.info("starting %s on GPUs %s: %s", profile.name, list(lease.gpus), argv[0])
         courtesy = self.neighbour.wish(settings, self.gpus, lease.gpus)
@@ -292,7 +293,8 @@ class Manager:
 
     def _ask_whether_it_answers(self, ready: bool) -> None:
         profile = self.started_profile
-        self.readiness.begin(self.url, endpoint(profile, self.settings).served_as, api_key(profile), ready)
+        key = api_key(profile, self.settings, self.shell.boot.api_key)
+        self.readiness.begin(self.url, endpoint(profile, self.settings).served_as, key, ready)
 
     def _wedged(self) -> None:
         self.service.fail("it says that it is healthy and answers nothing")
@@ -330,7 +332,7 @@ class Manager:
     def _recipe_of(self, profile: Profile) -> str:
         """What the server would be started with, but for the GPUs: if this changes, it has to be started anew."""
         argv = serve_argv(profile, self.settings, profile.num_gpus)
-        env = serve_environment(profile, self.settings, (), os.environ)
+        env = serve_environment(profile, self.settings, (), os.environ, self.shell.boot.api_key)
         return hashlib.sha256(msgspec.json.encode([argv, sorted(env.items())])).hexdigest()
 
     # --- what is shown -----------------------------------------------------------------------------------
@@ -378,7 +380,7 @@ class Manager:
         fact = ServerFact(
             profile=profile.name if profile else None, model_name=profile.model_name if profile else None,
             served_as=served, wanted_gpus=planned.wanted_gpus, phase=self.service.life.phase, node_phase=node_phase,
-            reason=reason, detail=detail, since_at=self._since_at,
+            reason=reason, detail=redact.mask(detail), since_at=self._since_at,
             holding=self.tree_gpus if self.service.alive and self.tree_gpus else (),
             lease_epoch=self.tree_lease.epoch if self.tree_lease else None,
             pid=state.server_pid if state else None, holder_pid=state.pid if state else None, url=self.url,

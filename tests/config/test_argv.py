@@ -7,7 +7,7 @@ from llmwd.config import ConfigError, api_key, base_url, endpoint, serve_argv, s
 from tests.config.homes import load_text
 
 
-def loaded(tmp_path, arguments, config=""):
+def loaded(tmp_path, arguments, config="LOOPBACK_ONLY=false\n"):
     words = " ".join("'" + word.replace("'", "'\\''") + "'" for word in arguments)
     result = load_text(tmp_path, config, f"MODEL_NAME=org/Model\nVLLM_ARGS=({words})\nLLM_VENV=/v\nNUM_GPUS=8\n")
     assert result.settings and result.profile, result.problems
@@ -95,11 +95,26 @@ def test_the_endpoint_is_what_the_arguments_say(tmp_path, arguments, expected):
 
 
 def test_the_address_has_the_scheme_and_the_key_that_the_server_wants(tmp_path):
-    got = loaded(tmp_path, ["--host=::", "--ssl-certfile", "/c.pem", "--api-key", "k1", "k2"])
-    assert base_url(got.profile, got.settings) == "https://[::1]:8000" and api_key(got.profile) == "k1"
-    plain = loaded(tmp_path, []).profile
-    assert api_key(plain) is None
-    assert api_key(msgspec.structs.replace(plain, exports={"VLLM_API_KEY": "k3"})) == "k3"
+    got = loaded(tmp_path, ["--host=::1", "--ssl-certfile", "/c.pem", "--api-key", "k1"])
+    assert base_url(got.profile, got.settings) == "https://[::1]:8000" and api_key(got.profile, got.settings, "made") == "k1"
+    plain, settings = loaded(tmp_path, []).profile, got.settings
+    assert api_key(plain, settings, "made") == "made"
+    assert api_key(plain, msgspec.structs.replace(settings, require_api_key=False), "made") is None
+    assert api_key(msgspec.structs.replace(plain, exports={"VLLM_API_KEY": "k3"}), settings, "made") == "k3"
+
+
+@pytest.mark.parametrize("args", (["--api-key", "k1"], ["--api_key=k1"], ["--api-k", "k1"]))
+def test_secrets_among_the_arguments_reach_vllm_by_its_environment(tmp_path, args):
+    got = loaded(tmp_path, ["--seed", "7", *args, "--hf-token", "hf_x", "--max-num-seqs", "4"])
+    argv = serve_argv(got.profile, got.settings, 1)
+    assert argv[3:7] == ["--seed", "7", "--max-num-seqs", "4"] and not {"k1", "hf_x"} & {*argv}
+    env = serve_environment(got.profile, got.settings, [], {"HF_TOKEN": "other", "VLLM_API_KEY": "other"}, "made")
+    assert env["VLLM_API_KEY"] == "k1" and env["HF_TOKEN"] == "hf_x"
+
+
+def test_hf_token_without_a_value_is_no_secret_and_stays(tmp_path):
+    got = loaded(tmp_path, ["--hf-token", "--seed", "7"])
+    assert serve_argv(got.profile, got.settings, 1)[3:6] == ["--hf-token", "--seed", "7"]
 
 
 def test_vllm_gets_its_environment_as_if_activated_and_nothing_of_ours(tmp_path):
@@ -114,11 +129,11 @@ def test_vllm_gets_its_environment_as_if_activated_and_nothing_of_ours(tmp_path)
         "SLURM_JOB_ID": "7", "PYTHONPATH": "/ours", "PYTHONHOME": "/ours", "VIRTUAL_ENV": "/ours", "TUNNEL_TOKEN": "s",
         "NTFY_TOPIC": "t", "CUDA_VISIBLE_DEVICES": "0", "VLLM_ARGS": "x", "LLMWD_HOME": "/h", "NUM_GPUS": "3",
     }  # fmt: skip
-    assert serve_environment(got.profile, got.settings, ["GPU-b", "GPU-a"], base) == {
+    assert serve_environment(got.profile, got.settings, ["GPU-b", "GPU-a"], base, "made") == {
         "HOME": "/home/me", "USER": "me", "LANG": "C.UTF-8", "LC_ALL": "C.UTF-8", "TMPDIR": "/tmp/me",
         "HF_TOKEN": "hf_x", "https_proxy": "http://p:1", "LD_LIBRARY_PATH": "/py/lib",
         "PATH": "/v/bin:/ours/bin:/usr/bin", "VIRTUAL_ENV": "/v", "HF_HOME": "/hf",
-        "NCCL_DEBUG": "WARN", "VLLM_USE_DEEP_GEMM": "1", "VLLM_NO_USAGE_STATS": "1",
+        "NCCL_DEBUG": "WARN", "VLLM_API_KEY": "made", "VLLM_USE_DEEP_GEMM": "1", "VLLM_NO_USAGE_STATS": "1",
         "CUDA_VISIBLE_DEVICES": "GPU-b,GPU-a", "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
     }  # fmt: skip
 
@@ -126,7 +141,7 @@ def test_vllm_gets_its_environment_as_if_activated_and_nothing_of_ours(tmp_path)
 def test_the_operators_word_on_usage_statistics_holds(tmp_path):
     for export in ("VLLM_NO_USAGE_STATS=0", "DO_NOT_TRACK=1"):
         got = load_text(tmp_path, "", f"MODEL_NAME=m\nVLLM_ARGS=\nexport {export}\n")
-        env = serve_environment(got.profile, got.settings, [], {})
+        env = serve_environment(got.profile, got.settings, [], {}, "made")
         assert env.get("VLLM_NO_USAGE_STATS") in ("0", None)
 
 
@@ -135,7 +150,7 @@ def test_cuda_setup_puts_the_overrides_first(tmp_path):
         (tmp_path / folder).mkdir(parents=True)
     cuda = f"CUDA_SETUP=true\nCUDA12_LIB={tmp_path}/cuda12/lib64\nCUDA_HOME_OVERRIDE={tmp_path}/cuda13\nLLM_VENV=/v\n"
     got = load_text(tmp_path, cuda + "export LD_LIBRARY_PATH=/own:\n")
-    env = serve_environment(got.profile, got.settings, [], {"PATH": "/usr/bin"})
+    env = serve_environment(got.profile, got.settings, [], {"PATH": "/usr/bin"}, "made")
     assert env["CUDA_HOME"] == f"{tmp_path}/cuda13"
     assert env["LD_LIBRARY_PATH"] == f"{tmp_path}/cuda12/lib64:{tmp_path}/cuda13/lib64:/own"
     assert env["PATH"] == f"/v/bin:{tmp_path}/cuda13/bin:/usr/bin"

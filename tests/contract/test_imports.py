@@ -17,17 +17,18 @@ OUTSIDE_CORE = {
 TOPS = {"llmwd.supervisor", "llmwd.ctl", "llmwd.bench"}
 ALLOWED = {
     "vocab": set(),
+    "redact": set(),
     "messages": {"vocab"},
     "spec": {"vocab"},
     "core": {"core", "messages", "vocab"},
-    "config": {"config", "vocab"},
-    "adapters": {"adapters", "messages", "vocab"},
-    "workers": {"workers", "core", "adapters", "config", "messages", "vocab"},
+    "config": {"redact", "config", "vocab"},
+    "adapters": {"redact", "adapters", "messages", "vocab"},
+    "workers": {"redact", "workers", "core", "adapters", "config", "messages", "vocab"},
     # The root is the supervisor's loop: it meets core and adapters, and knows of workers only how one is run.
-    "root": {"core", "adapters", "config", "messages", "spec", "vocab", "workers"},
-    "supervisor": {"root", "config", "adapters", "workers", "vocab", "spec", "messages", "core"},
-    "ctl": {"ctl", "core", "adapters", "config", "messages", "vocab", "spec"},
-    "bench": {"bench"},
+    "root": {"redact", "core", "adapters", "config", "messages", "spec", "vocab", "workers"},
+    "supervisor": {"redact", "root", "config", "adapters", "workers", "vocab", "spec", "messages", "core"},
+    "ctl": {"redact", "ctl", "core", "adapters", "config", "messages", "vocab", "spec"},
+    "bench": {"redact", "bench"},
 }
 # Of the workers' folder, what is no worker but a shell that workers share, or a part of one worker's shell.
 SHARED_SHELLS = {

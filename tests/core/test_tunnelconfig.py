@@ -21,7 +21,7 @@ def check(content: object, mode: int = 0o100600, tunnel_id: str = TUNNEL) -> tun
 
 
 def test_good_credentials_pass_without_a_word():
-    assert check(GOOD) == tunnelconfig.Credentials(TUNNEL)
+    assert check(GOOD) == tunnelconfig.Credentials(TUNNEL, GOOD["TunnelSecret"])
     assert check(GOOD, tunnel_id=TUNNEL.upper()).problem == ""
 
 
@@ -47,7 +47,7 @@ def test_credentials_that_cannot_work_are_refused_with_a_sentence(content, told)
 
 
 def test_what_is_not_right_but_may_work_is_a_warning():
-    assert "chmod 600 /c.json" in check(GOOD, mode=0o100640).warnings[0]
+    assert "chmod 600 /c.json" in check(GOOD, mode=0o100640).problem
     short = base64.b64encode(b"s" * 16).decode()
     assert "shorter than 32 bytes" in check(GOOD | {"TunnelSecret": short}).warnings[0]
 

@@ -204,12 +204,16 @@ class Supervised:
         body = json.dumps({"model": model, "prompt": "a", "max_tokens": 1})
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=10)
         try:
-            connection.request("POST", "/v1/completions", body, {"Content-Type": "application/json"})
+            connection.request("POST", "/v1/completions", body, {"Content-Type": "application/json", **self.authorized()})
             return connection.getresponse().status == 200
         except OSError:
             return False
         finally:
             connection.close()
+
+    def authorized(self) -> dict[str, str]:
+        """The header with the key that llmwd made."""
+        return {"Authorization": f"Bearer {(self.state / 'api-key').read_text().strip()}"}
 
     def journal(self, event: str) -> list[dict]:
         path = self.state / "journal.jsonl"

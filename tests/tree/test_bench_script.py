@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from llmwd.bench.served import Served, jobs_on, why_it_ended, without_secrets
+from llmwd.bench.served import Served, jobs_on, why_it_ended
+from llmwd.redact import mask_arguments
 from tests.waiting import wait_until
 
 CHECKOUT = Path(__file__).resolve().parents[2]
@@ -286,4 +287,4 @@ def test_why_it_ended_tells_an_operators_order_from_a_crash() -> None:
     ],
 )
 def test_secrets_are_taken_out_of_arguments(argv: list[str], shown: tuple[str, ...]) -> None:
-    assert without_secrets(argv) == shown
+    assert mask_arguments(argv) == shown

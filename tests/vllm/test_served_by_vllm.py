@@ -2,9 +2,11 @@
 
 import http.client
 import json
+import os
 import signal
 import socket
 import threading
+from pathlib import Path
 
 import pytest
 
@@ -25,7 +27,7 @@ def ask(tree: Supervised, question: str, **more: object) -> str:
     """A chat's answer; connection and status errors are the test's failure."""
     connection = http.client.HTTPConnection("127.0.0.1", tree.port, timeout=60)
     body = {"model": "smollm2", "messages": [{"role": "user", "content": question}], "max_tokens": 40, **more}
-    connection.request("POST", "/v1/chat/completions", json.dumps(body), {"Content-Type": "application/json"})
+    connection.request("POST", "/v1/chat/completions", json.dumps(body), {"Content-Type": "application/json", **tree.authorized()})
     answer = connection.getresponse()
     text = answer.read()
     connection.close()
@@ -40,6 +42,7 @@ class Stream(threading.Thread):
         super().__init__(daemon=True)
         self.pieces, self.whole = 0, False
         self._port, self._tokens = tree.port, tokens
+        self._headers = {"Content-Type": "application/json", **tree.authorized()}
         self.start()
         wait_until(lambda: self.pieces > 3, 60, what="a stream that flows")
 
@@ -51,7 +54,7 @@ class Stream(threading.Thread):
         connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=60)
         last = b""
         try:
-            connection.request("POST", "/v1/chat/completions", json.dumps(body), {"Content-Type": "application/json"})
+            connection.request("POST", "/v1/chat/completions", json.dumps(body), self._headers)
             for line in connection.getresponse():
                 self.pieces += line.startswith(b"data: {")
                 self.whole |= line.startswith(b"data: [DONE]") and b'"finish_reason":"length"' in last
@@ -152,6 +155,28 @@ def test_a_real_job_in_the_middle_of_a_streamed_answer_gets_its_gpus_and_the_mod
     node.scancel(job)
     tree.serving(LOADS_WITHIN_S)
     assert "Paris" in ask(tree, CAPITAL, temperature=0)
+
+
+def listening(some: list[Process]) -> set[str]:
+    """The addresses, as the kernel writes them, that these processes accept connections on."""
+    links = [link for pid, _ in some for link in Path(f"/proc/{pid}/fd").iterdir()]
+    inodes = {os.readlink(link)[8:-1] for link in links if link.exists() or link.is_symlink()}
+    lines = [line.split() for name in ("tcp", "tcp6") for line in Path(f"/proc/net/{name}").read_text().splitlines()[1:]]
+    return {words[1].partition(":")[0] for words in lines if words[3] == "0A" and words[9] in inodes}
+
+
+def test_it_listens_on_the_loopback_only_and_asks_for_the_key_that_nobody_can_see(tree: Supervised) -> None:
+    tree.serving(LOADS_WITHIN_S)
+    key = tree.authorized()["Authorization"].split()[1]
+    assert listening(processes(tree)) == {"0100007F"}
+    assert key not in titles(processes(tree)) and key not in tree.log("server")
+    connection = http.client.HTTPConnection("127.0.0.1", tree.port, timeout=60)
+    for headers, status in (({}, 401), ({"Authorization": "Bearer wrong"}, 401), (tree.authorized(), 200)):
+        connection.request("GET", "/v1/models", headers=headers)
+        answer = connection.getresponse()
+        answer.read()
+        assert answer.status == status
+    connection.close()
 
 
 def test_json_in_vllm_args_reaches_vllm_with_its_quotes_and_is_obeyed(tree: Supervised) -> None:

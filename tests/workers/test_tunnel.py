@@ -230,13 +230,13 @@ def test_what_is_missing_is_told_in_one_sentence_and_can_be_mended_by_a_reload(t
     stage.until_fact(phase=Phase.ready)
 
 
-def test_credentials_that_others_can_read_are_warned_about(tunnel):
+def test_credentials_that_others_can_read_are_refused(tunnel):
     stage = tunnel()
     (stage.folder / "credentials.json").chmod(0o644)
     stage.start()
     stage.serve()
-    fact = stage.until_fact(phase=Phase.ready)
-    assert "can be read by others" in fact.detail and "chmod 600" in fact.detail
+    fact = stage.until_fact(phase=Phase.failed)
+    assert "can be read by other users" in fact.detail and "chmod 600" in fact.detail
 
 
 def test_a_lost_connection_is_told_and_so_is_its_return(tunnel, tmp_path):
