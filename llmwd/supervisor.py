@@ -55,8 +55,7 @@ def supervise() -> int:
     other = lock.take()
     if other is not None:
         raise CannotStart(f"refused: a supervisor is already running on this node, pid {other[0]}")
-    key = keyfile.read_or_make(dirs.state)
-    redact.learn([key])
+    redact.learn([key := keyfile.read_or_make(dirs.state)])
     settings = loaded.settings
     log = open_log(dirs.logs, "root", settings.log_level, settings.log_max_mb, settings.log_keep)
     logging.raiseExceptions = False
@@ -65,8 +64,7 @@ def supervise() -> int:
     procs.title("llmwd: root")  # the prolog finds us by it
     boot = Boot(
         name="root", settings=settings, home=dirs.home, runtime=dirs.runtime, state=dirs.state,
-        node=settings.slurm_node or rundir.short_host(), root_fd=-1,
-        api_key=key, umask=umask,
+        node=settings.slurm_node or rundir.short_host(), root_fd=-1, api_key=key, umask=umask,
     )
     log.info("llmwd %s on %s, home %s, runtime %s, state %s", __version__, boot.node, *map(str, (dirs.home, dirs.runtime, dirs.state)))
     journal = Journal(dirs.state, "root", log)
