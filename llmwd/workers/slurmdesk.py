@@ -199,7 +199,7 @@ class SlurmDesk:
         elif slot == "node":
             self._node_asked_s, self._jitter = now_s, random.uniform(0.85, 1.15)
         self._log.debug("asking Slurm: %s", " ".join(argv))
-        most_bytes = slurm.LISTING_BYTES if what in ("identity", "listing") else slurm.OUTPUT_BYTES
+        most_bytes = slurm.LISTING_BYTES if what in ("identity", "listing", "ahead") else slurm.OUTPUT_BYTES
         started = slurm.start(argv, self._shell.boot.settings.scontrol_timeout_s, most_bytes)
         if isinstance(started, Answer):
             self._heard(what, started, now_s)

@@ -233,7 +233,7 @@ def test_the_journal_says_who_saw_the_job_and_how_many_requests_were_cut(supervi
     body = json.dumps({"model": "fake", "prompt": "a", "max_tokens": 1000, "stream": True}).encode()
     streams = []
     for _ in range(3):
-        asked = Request(f"http://127.0.0.1:{tree.port}/v1/completions", body, {"Content-Type": "application/json"})
+        asked = Request(f"http://127.0.0.1:{tree.port}/v1/completions", body, {"Content-Type": "application/json", **tree.authorized()})
         streams.append(urlopen(asked))
     looks, ours = looked(tree), itertools.count(1)
     # One look of the manager's may have begun before the last stream: the second one after it has not.
