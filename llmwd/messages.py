@@ -217,7 +217,8 @@ class ServerFact(Message, tag="server", kw_only=True):
 
 
 class TunnelFact(Message, tag="tunnel", kw_only=True):
-    """From the tunnel manager. phase stopped with detail "off": not configured."""
+    """From the tunnel manager. phase stopped with detail "off": not configured. hostname: a quick tunnel's once it is
+    known. connections: the living ones, to the locations (`ams01`) of Cloudflare's."""
 
     phase: Phase
     detail: str
@@ -225,6 +226,9 @@ class TunnelFact(Message, tag="tunnel", kw_only=True):
     pid: int | None = None
     since_at: float
     at_s: float
+    mode: str = ""
+    connections: int = 0
+    locations: tuple[str, ...] = ()
 
 
 class NoticesFact(Message, tag="notices", kw_only=True):

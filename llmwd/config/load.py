@@ -117,7 +117,7 @@ class _Check:
         self._fits_simulation(got, self.node_files)
         if len(self.sources.files) == self.node_files:  # with a profile, its own word is checked instead
             self._cuda(got, self.node_files)
-        if got.get("TUNNEL_HOSTNAME") and not got.get("TUNNEL_ID") and not self._text("CLOUDFLARED_CREDS"):
+        if got.get("TUNNEL_MODE") == "named" and not got.get("TUNNEL_ID") and not self._text("CLOUDFLARED_CREDS"):
             self.warn(
                 *self.sources.where("TUNNEL_HOSTNAME", self.node_files),
                 "TUNNEL_HOSTNAME",
@@ -178,6 +178,8 @@ class _Check:
             return f"{self.home}/.venv"
         if spec.name == "LLM_BIN":
             return f"{got.get('LLM_VENV', '')}/bin/vllm"
+        if spec.name == "TUNNEL_MODE":
+            return "named" if got.get("TUNNEL_HOSTNAME") else "none"
         if spec.name == "CLOUDFLARED_CREDS":
             tunnel = got.get("TUNNEL_ID")
             return f"{self.sources.environ['HOME']}/.cloudflared/{tunnel}.json" if tunnel else ""

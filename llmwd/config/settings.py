@@ -75,11 +75,24 @@ SETTINGS: tuple[SettingSpec, ...] = (
         "HF_HOME", values.path(), "", "Hugging Face's folder for downloaded models; empty: its own default.", "", True
     ),
     SettingSpec("TUNNEL_HOSTNAME", values.hostname(), "", "The public name of the tunnel; empty: no tunnel."),
+    SettingSpec(
+        "TUNNEL_MODE",
+        values.choice("named", "token", "quick", "none"),
+        "",
+        "The kind of tunnel: named, token, quick or none; empty: named with TUNNEL_HOSTNAME, else none.",
+    ),
     SettingSpec("TUNNEL_ID", values.tunnel_id(), "", "The tunnel's UUID (`cloudflared tunnel list` shows it)."),
     SettingSpec("TUNNEL_NAME", values.text(), "", "The tunnel's name, only shown."),
     SettingSpec("CLOUDFLARED_BIN", values.text(), "cloudflared", "The cloudflared program: a name on PATH or a path."),
     SettingSpec(
         "CLOUDFLARED_CREDS", values.path(), "$HOME/.cloudflared/$TUNNEL_ID.json", "The tunnel's credentials file."
+    ),
+    SettingSpec("TUNNEL_TOKEN_FILE", values.path(), "", "With TUNNEL_MODE=token: the file that holds the tunnel's token."),
+    SettingSpec(
+        "TUNNEL_PROTOCOL",
+        values.choice("http2", "auto", "quic"),
+        "http2",
+        "What the tunnel speaks to Cloudflare: http2 (TCP), quic (UDP), or auto.",
     ),
     SettingSpec(
         "POLL_INTERVAL", values.seconds(0.05, 60), "0.25", "How often to look for jobs where inotify does not work.", "s"
@@ -179,10 +192,13 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     loopback_only: bool
     hf_home: str
     tunnel_hostname: str
+    tunnel_mode: str
     tunnel_id: str
     tunnel_name: str
     cloudflared_bin: str
     cloudflared_creds: str
+    tunnel_token_file: str
+    tunnel_protocol: str
     poll_interval_s: float
     detection: tuple[str, ...]
     sim_gpus: int

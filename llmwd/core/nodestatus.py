@@ -106,6 +106,10 @@ class ShownTunnel(msgspec.Struct, frozen=True):
     phase: Phase = Phase.stopped
     detail: str = ""
     hostname: str | None = None
+    mode: str = ""
+    since: str | None = None
+    connections: int = 0
+    locations: tuple[str, ...] = ()
 
 
 class ShownHold(msgspec.Struct, frozen=True):
@@ -207,7 +211,7 @@ def status_of(node: str, running: tuple[int, int] | None, facts: Facts, now_s: f
         neighbour=_neighbour(server),
         next=_next(facts.gpus) if Worker.resolver not in stale else None,
         memory=facts.gpus.memory if facts.gpus and Worker.resolver not in stale else None,
-        tunnel=ShownTunnel(tunnel.phase, tunnel.detail, tunnel.hostname) if tunnel else ShownTunnel(),
+        tunnel=_show_tunnel(tunnel) if tunnel else ShownTunnel(),
         hold=_hold(facts.gpus),
         gpu_map=ShownMap(facts.gpus.map_certain, facts.gpus.map_why) if facts.gpus else ShownMap(),
         release=_release(facts.gpus),
@@ -218,6 +222,12 @@ def status_of(node: str, running: tuple[int, int] | None, facts: Facts, now_s: f
         ),
         stale=stale,
         root=ShownRoot(root.pid, iso(root.started_at), root.version),
+    )
+
+
+def _show_tunnel(fact: TunnelFact) -> ShownTunnel:
+    return ShownTunnel(
+        fact.phase, fact.detail, fact.hostname, fact.mode, iso(fact.since_at), fact.connections, fact.locations
     )
 
 
@@ -415,10 +425,20 @@ def summary_rows(status: Status, now_at: float) -> list[tuple[str, str]]:
         rows.append(("jobs", "none"))
     if tunnel.phase != Phase.stopped:
         place = f"https://{tunnel.hostname}" if tunnel.hostname else None
-        rows.append(("tunnel", " · ".join(part for part in (str(tunnel.phase), place, tunnel.detail) if part)))
+        rows.append(("tunnel", " · ".join(part for part in (_spell_tunnel(tunnel, now_at), place, tunnel.detail) if part)))
     elif status.workers:
         rows.append(("tunnel", tunnel.detail or "off"))
     return rows
+
+
+def _spell_tunnel(tunnel: ShownTunnel, now_at: float) -> str:
+    """`ready for 3 min (named, 4 connections: ams01, fra03)`."""
+    age = age_s(tunnel.since, now_at)
+    count = f"{tunnel.connections} connection{'s' if tunnel.connections != 1 else ''}" if tunnel.connections else ""
+    places = f"{count}: {', '.join(tunnel.locations)}" if tunnel.locations else count
+    more = ", ".join(part for part in (tunnel.mode, places) if part)
+    told = f"{tunnel.phase} for {spell_duration(age)}" if age is not None else str(tunnel.phase)
+    return f"{told} ({more})" if more else told
 
 
 def _spell_neighbour(found: ShownNeighbour) -> str:

@@ -1,7 +1,7 @@
-"""What cloudflared is started with, and what its words and its end mean. No file is read and no process started here.
+"""What cloudflared is started with, and where it leads to. No file is read and no process started here.
 
-Behaviours measured with cloudflared 2026.8: a wrong flag ends it with 0; 255 is a fault of what it was given; 1 is
-anything else; refused credentials never end it; a stray TUNNEL_* variable wins over its configuration.
+Behaviours measured with cloudflared 2026.8: a wrong flag ends it with 0; it takes `{}` as credentials or token and is
+refused for ever; a stray TUNNEL_* variable wins over its configuration, proxies break its origin.
 """
 
 import base64
@@ -15,15 +15,13 @@ import msgspec
 from llmwd.messages import ServerFact
 from llmwd.vocab import NodePhase, Phase
 
+NAMED, TOKEN, QUICK, NONE = MODES = ("named", "token", "quick", "none")
+PROTOCOLS = ("http2", "auto", "quic")
 GRACE_S = 5  # requests in flight may take this long after SIGTERM
 SECRET_BYTES = 32
-REFUSALS_TOLD = 3  # so many registrations refused as unauthorized are no accident
-LONGEST_ERROR = 200
+NO_STREAMS = "a quick tunnel is for trying: answers arrive whole, not as a stream, and its name changes with every start"
 
-_METRICS = re.compile(r"Starting metrics server on (127\.0\.0\.1:\d{1,5})/metrics")
-_LINE = re.compile(r"^\S+Z (?P<level>INF|WRN|ERR|FTL) (?P<text>.*)$")
-# A clean stop logs these as errors as well: they explain nothing.
-_NOT_A_CAUSE = ("Connection terminated", "no more connections active and exiting", "Initiating shutdown")
+_UUID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 
 
 class Recipe(msgspec.Struct, frozen=True):
@@ -35,119 +33,119 @@ class Recipe(msgspec.Struct, frozen=True):
 
 
 class Credentials(msgspec.Struct, frozen=True):
-    """The credentials file as far as it can be judged here. problem: why it cannot work, "" if it may.
-    warnings: sentences about what does not stand in the way, but is not right."""
+    """Credentials, or a token, as far as they can be judged here. secrets: what nobody may read in a log.
+    problems: sentences, why they cannot work; empty if they may."""
 
     tunnel_id: str = ""
-    secret: str = ""
-    problem: str = ""
-    warnings: tuple[str, ...] = ()
+    secrets: tuple[str, ...] = ()
+    problems: tuple[str, ...] = ()
 
 
 def check_credentials(path: str, text: bytes, mode: int, tunnel_id: str) -> Credentials:
     """Judge a credentials file by its content and its permissions (`mode` as stat gives it).
 
-    tunnel_id: the UUID it has to be for, "" to take the file's own. cloudflared itself checks nothing: it starts with
-    `{}` and is refused for ever.
+    tunnel_id: the UUID it has to be for, "" to take the file's own.
     """
-    if mode & 0o077:
-        return Credentials(problem=f"{path} can be read by other users, who could then run the tunnel: `chmod 600 {path}`")
     try:
         found = json.loads(text)
     except ValueError:
-        return Credentials(problem=f"{path} is not JSON: make it anew with `cloudflared tunnel token --cred-file`")
+        made = "make it anew with `cloudflared tunnel token --cred-file`"
+        return Credentials(problems=(*_readable(path, mode), f"{path} is not JSON: {made}"))
     names = ("AccountTag", "TunnelSecret", "TunnelID")
+    judged = _judge(path, found, names, "no tunnel's credentials file", mode)
+    own = judged.tunnel_id
+    if own and tunnel_id and own != tunnel_id.lower():
+        other = f"{path} is for the tunnel {own}, but TUNNEL_ID is {tunnel_id}: correct one of them"
+        return msgspec.structs.replace(judged, problems=(*judged.problems, other))
+    return judged
+
+
+def check_token(path: str, text: bytes, mode: int) -> Credentials:
+    """Judge a file with the token that Cloudflare's dashboard, or `cloudflared tunnel token`, shows."""
+    token = text.strip()
+    try:
+        found = json.loads(base64.b64decode(token, validate=True))
+    except ValueError:  # binascii's as well
+        advice = "it has to hold what `cloudflared tunnel token` prints, and nothing else"
+        return Credentials(problems=(*_readable(path, mode), f"{path} holds no tunnel's token: {advice}"))
+    judged = _judge(path, found, ("a", "s", "t"), "no tunnel's token", mode)
+    return msgspec.structs.replace(judged, secrets=(*judged.secrets, token.decode()))
+
+
+def _readable(path: str, mode: int) -> tuple[str, ...]:
+    if not mode & 0o077:
+        return ()
+    return (f"{path} can be read by other users, who could then run the tunnel: `chmod 600 {path}`",)
+
+
+def _judge(path: str, found: object, names: tuple[str, str, str], kind: str, mode: int) -> Credentials:
+    """names: of the account, the secret and the tunnel's id."""
+    problems = list(_readable(path, mode))
     missing = [name for name in names if not isinstance(found, dict) or not isinstance(found.get(name), str) or not found[name]]
     if missing:
-        return Credentials(problem=f"{path} is no tunnel's credentials file: {', '.join(missing)} is missing in it")
-    own = found["TunnelID"]
-    if tunnel_id and own.lower() != tunnel_id.lower():
-        return Credentials(problem=f"{path} is for the tunnel {own}, but TUNNEL_ID is {tunnel_id}: correct one of them")
+        return Credentials(problems=(*problems, f"{path} is {kind}: {', '.join(missing)} is missing in it"))
+    own, text = found[names[2]], found[names[1]]
+    if not _UUID.fullmatch(own):
+        problems.append(f"{path}: its {names[2]} is no UUID: make the file anew")
     try:
-        secret = base64.b64decode(found["TunnelSecret"], validate=True)
+        if len(base64.b64decode(text, validate=True)) < SECRET_BYTES:
+            problems.append(f"{path}: its secret is shorter than {SECRET_BYTES} bytes, which Cloudflare refuses: make the file anew")
     except (binascii.Error, ValueError):
-        return Credentials(problem=f"{path}: its TunnelSecret is damaged (not base64): make the file anew")
-    warnings = []
-    if len(secret) < SECRET_BYTES:
-        warnings.append(f"{path}: its TunnelSecret is shorter than {SECRET_BYTES} bytes: Cloudflare will refuse it")
-    return Credentials(own.lower(), found["TunnelSecret"], warnings=tuple(warnings))
+        problems.append(f"{path}: its secret is damaged (not base64): make the file anew")
+    return Credentials(own.lower(), (text,), tuple(problems))
 
 
 def recipe(
-    program: str, config_path: str, hostname: str, tunnel_id: str, credentials_path: str, url: str,
+    program: str, config_path: str, mode: str, protocol: str, hostname: str, tunnel_id: str, secret_path: str, url: str,
     environ: Mapping[str, str],
 ) -> Recipe:
-    """How to run the tunnel `tunnel_id` from https://`hostname` to the server at `url`."""
+    """How to run a tunnel of this mode to the origin `url`. secret_path: the credentials or the token file."""
     argv = (
         program, "tunnel", "--config", config_path, "--no-autoupdate", "--metrics", "127.0.0.1:0", "--loglevel", "info",
-        "--grace-period", f"{GRACE_S}s", "--protocol", "http2", "run",
+        "--grace-period", f"{GRACE_S}s", "--protocol", protocol,
     )  # fmt: skip
+    if mode == QUICK:
+        # The rule in the configuration is what counts: --url only says "quick", and cannot name a socket.
+        argv += ("--url", url if url.startswith("http") else "http://localhost")
+    else:
+        argv += ("run", "--token-file", secret_path) if mode == TOKEN else ("run",)
     # Nothing else of our environment: TUNNEL_TOKEN would win over the configuration, proxies break the origin.
     env = {name: environ[name] for name in ("PATH", "HOME") if name in environ}
-    return Recipe(argv, _config(hostname, tunnel_id, credentials_path, url), env)
+    named = (tunnel_id, secret_path) if mode == NAMED else None
+    return Recipe(argv, _config("" if mode == QUICK else hostname, named, url), env)
 
 
-def _config(hostname: str, tunnel_id: str, credentials_path: str, url: str) -> str:
+def _config(hostname: str, named: tuple[str, str] | None, url: str) -> str:
     """config.yml. Every text is quoted as JSON does it, which YAML understands."""
     origin = "connectTimeout: 5s, noHappyEyeballs: true, keepAliveTimeout: 90s"
     if url.startswith("https:"):
         origin += ", noTLSVerify: true"  # our own server on the loopback: its certificate names another host
-    return (
-        "# Made by llmwd for every start of cloudflared; changes are lost.\n"
-        f"tunnel: {json.dumps(tunnel_id)}\n"
-        f"credentials-file: {json.dumps(credentials_path)}\n"
-        f"originRequest: {{{origin}}}\n"
-        "ingress:\n"
-        f"  - hostname: {json.dumps(hostname)}\n"
-        f"    service: {json.dumps(url)}\n"
-        "  - service: http_status:404\n"
-    )
+    text = "# Made by llmwd for every start of cloudflared; changes are lost.\n"
+    if named is not None:
+        text += f"tunnel: {json.dumps(named[0])}\ncredentials-file: {json.dumps(named[1])}\n"
+    text += f"originRequest: {{{origin}}}\ningress:\n"
+    if not hostname:
+        return text + f"  - service: {json.dumps(url)}\n"
+    return text + f"  - hostname: {json.dumps(hostname)}\n    service: {json.dumps(url)}\n  - service: http_status:404\n"
 
 
 def origin(server: ServerFact | None, running: bool, stale_after_s: float, now_s: float) -> str | None:
-    """The address that the tunnel has to lead to, None: none is wanted. A tunnel that runs stays until the server is
-    gone, so that it is never in the way of a yield. A fact that nobody repeats is of a server that has ended since."""
+    """Without a front door: the address that the tunnel has to lead to, None: none is wanted. A tunnel that runs stays
+    until the server is gone, so that it is never in the way of a yield. A fact that nobody repeats is of a server that
+    has ended since."""
     if server is None or server.url is None or now_s - server.at_s > stale_after_s:
         return None
     wanted = server.node_phase is NodePhase.serving or (running and server.node_phase is NodePhase.yielding)
     return server.url if wanted else None
 
 
-def metrics_address(log: str) -> str | None:
-    """`127.0.0.1:PORT` of its metrics server, from what it logged since its start; the last one."""
-    found = _METRICS.findall(log)
-    return found[-1] if found else None
-
-
-def last_error(log: str) -> str:
-    """The last line of a log that says what went wrong, without its time; "" if none does."""
-    for line in reversed(log.splitlines()):
-        found = _LINE.match(line)
-        text = found["text"] if found and found["level"] in ("ERR", "FTL") else line if "Incorrect Usage" in line else ""
-        if text and not text.startswith(_NOT_A_CAUSE):
-            return text if len(text) <= LONGEST_ERROR else text[: LONGEST_ERROR - 1] + "…"
-    return ""
-
-
-def refusals(log: str) -> int:
-    """How many registrations the edge has refused for the credentials: cloudflared tries again for ever."""
-    return sum("Register tunnel error" in line and "Unauthorized" in line for line in log.splitlines())
-
-
-def death(status: int | None, error: str, log: str) -> tuple[bool, str]:
-    """(a restart cannot mend it, what happened) of an end that nobody asked for. status: as in HolderState."""
-    cause = last_error(log)
-    tail = f": {cause}" if cause else ""
-    if error:
-        return True, error
-    if status == 0:
-        return True, f"cloudflared ended at once as if it had been asked to: this version does not know our arguments{tail}"
-    if status == 255:
-        return True, f"cloudflared does not accept what it was given (exit code 255){tail}"
-    if status is None:
-        return False, f"cloudflared ended without a word{tail}"
-    how = f"killed by signal {-status}" if status < 0 else f"exit code {status}"
-    return False, f"cloudflared ended by itself ({how}){tail}"
+def door_origin(socket: str, phase: Phase | None, at_s: float, running: bool, stale_after_s: float, now_s: float) -> str | None:
+    """With a front door: the tunnel comes once the door answers, and stays through yields and through a restart of the
+    door; it goes with a door that has failed, was stopped, or of which nobody speaks any more."""
+    if phase is None or now_s - at_s > stale_after_s:
+        return None
+    wanted = phase is Phase.ready or (running and phase not in (Phase.stopped, Phase.failed))
+    return f"unix:{socket}" if wanted else None
 
 
 def shown_phase(phase: Phase, connected: bool) -> Phase:

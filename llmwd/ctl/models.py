@@ -1,14 +1,19 @@
 """`models` and `check`: the profiles there are, and whether they and the settings are right."""
 
 import os
+import tempfile
 from pathlib import Path
 
 import click
 import msgspec
 
+from llmwd.config.settings import Settings
+from llmwd.config.sources import CONFIG
 from llmwd.ctl.arguments import PROFILE, as_json
 from llmwd.ctl.place import find_place, look, served_home
 from llmwd.ctl.program import Refusal, examples
+
+CHECKED_ORIGIN = "http://127.0.0.1:8000"  # any will do: only the form of the configuration is checked
 
 
 class Listed(msgspec.Struct, frozen=True):
@@ -58,7 +63,7 @@ def models(names: bool, as_json: bool) -> None:
 @click.command(epilog=examples("llmwd-ctl check", "llmwd-ctl check qwen3-coder-fp8"))
 @click.argument("profile", type=PROFILE, required=False)
 def check(profile: str | None) -> None:
-    """Check the settings and a profile (the active one if none is named), and that its vllm is there.
+    """Check the settings and a profile (the active one if none is named), that its vllm is there, and the tunnel.
 
     Prints every problem with file, line and variable; exit code 1 if there is one.
     """
@@ -74,6 +79,16 @@ def check(profile: str | None) -> None:
             f"{loaded.profile.file}: LLM_BIN: there is no program {loaded.profile.llm_bin}: install vLLM into "
             f"{loaded.profile.llm_venv}, or set LLM_VENV (or LLM_BIN) in etc/config.env to where it is"
         )
+    problems += _tunnel_problems(loaded.settings) if loaded.settings is not None else []
     if problems:
         raise Refusal("\n".join(problems))
     click.echo(f"no problem: {loaded.profile.name} serves {loaded.profile.model_name}")
+
+
+def _tunnel_problems(settings: Settings) -> list[str]:
+    from llmwd.workers.tunnelplan import survey
+
+    with tempfile.TemporaryDirectory() as folder:
+        plan = survey(settings, CHECKED_ORIGIN, Path(folder) / "config.yml", os.environ)
+    found = [*plan.problems, *([("TUNNEL_MODE", plan.passing)] if plan.passing else [])]
+    return [f"{CONFIG}: {name}: {sentence}" for name, sentence in found]

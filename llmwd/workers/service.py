@@ -41,12 +41,15 @@ class Service:
     """One program and its tree.
 
     on_change(): something about it is new. on_gone(state, asked): nothing of the tree is left; state is the holder's
-    last word (None: the holder was killed), asked says whether we wanted the end.
+    last word (None: the holder was killed), asked says whether we wanted the end. retry_after_s(state): asked first at an
+    end that we did not want: the wait until the next start if it is nobody's failure here, and so never too many; None
+    if it counts.
     """
 
     def __init__(
         self, shell: Shell, name: str, log_name: str, policy: restart.Policy,
         on_change: Callable[[], None], on_gone: Callable[[HolderState | None, bool], None],
+        retry_after_s: Callable[[HolderState | None], float | None] | None = None,
     ):
         self._shell = shell
         self.name = name
@@ -60,6 +63,7 @@ class Service:
         self._tree_path = shell.boot.runtime / f"tree-{name}.json"
         self._on_change = on_change
         self._on_gone = on_gone
+        self._retry_after_s = retry_after_s
         self._link: holding.HolderLink | None = None
         self._process: holding.HolderProcess | None = None
         self._connect_by_s = 0.0
@@ -165,6 +169,14 @@ class Service:
     def proved(self) -> None:
         self._step(Event.proved)
         self._on_change()
+
+    def terminate_again(self) -> None:
+        """SIGTERM to the first process of a tree that is being released: some end at once on a second one."""
+        if self.releasing and self.state is not None and self.state.server_pid and self.state.status is None:
+            pid = self.state.server_pid
+            found = procs.stat(pid)
+            if found is not None and self._holder is not None and found.ppid == self._holder[0]:
+                procs.signal_process(pid, found.start, signal.SIGTERM)
 
     def release(self, grace_s: float, reason: str) -> None:
         """End the tree; SIGKILL to what is left after grace_s. Again with a smaller grace shortens it."""
@@ -297,7 +309,9 @@ class Service:
             self.deaths += 1
             if self.releasing:
                 self.life = msgspec.structs.replace(self.life, phase=Phase.ready)  # killed because it failed
-            self.failures, delay_s = restart.after_failure(self.failures, self.policy, now_s, random.random())
+            delay_s = self._retry_after_s(state) if self._retry_after_s is not None else None
+            if delay_s is None:
+                self.failures, delay_s = restart.after_failure(self.failures, self.policy, now_s, random.random())
             if delay_s is None:
                 self._step(Event.give_up)
             else:

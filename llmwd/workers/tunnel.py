@@ -1,50 +1,37 @@
-"""The tunnel manager: public access to the served model through cloudflared (with the two ways to look at it: long).
+"""The tunnel manager: public access through cloudflared.
 
-The tunnel follows the server: it comes up once the model answers, and goes after the server is gone. It only listens
-on the bus, so no yield waits for it. Only /ready of cloudflared's metrics server tells connected from merely
-running. What cloudflared's words mean is in core/tunnelconfig.py; its process is the holder's (workers/service.py).
+With the front door on, the tunnel follows the door and stays up through every yield. Without it, it follows the
+server: it comes up once the model answers, and goes after the server is gone. It only listens on the bus, so no yield
+waits for it. Only /ready of cloudflared's metrics server tells connected from merely running. What it is started
+with is decided in core/tunnelconfig.py, what its words and its end mean in core/tunnelfaults.py; its process is the
+holder's (workers/service.py).
 """
 
-import http.client
-import json
 import os
-import shutil
+import random
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import msgspec
 
 from llmwd import redact
-from llmwd.adapters.rundir import write_atomic
 from llmwd.config import Loaded, Settings
-from llmwd.core import restart, tunnelconfig
-from llmwd.core.tunnelconfig import Recipe
+from llmwd.core import restart, tunnelconfig, tunnelfaults
+from llmwd.core.tunnelconfig import NONE, QUICK
+from llmwd.core.tunnelfaults import Kind
 from llmwd.messages import Done, HolderState, Reply, ResetOrder, ServerFact, TunnelFact
 from llmwd.vocab import Phase, Worker
 from llmwd.workers.base import Boot, Shell, repeat_every_s
 from llmwd.workers.service import Service
+from llmwd.workers.tunnelplan import Plan, made_for, secret_file, stamp_of, survey
+from llmwd.workers.tunnelwatch import Link, Watch
 
 OFF = "off: TUNNEL_HOSTNAME is not set"
-RELEASE_GRACE_S = tunnelconfig.GRACE_S + 1.0
+OFF_BY_MODE = "off: TUNNEL_MODE=none"
+TERM_AGAIN_S = tunnelconfig.GRACE_S + 1.0  # it has not ended by then: name servers that do not answer, a stuck drain
+RELEASE_GRACE_S = TERM_AGAIN_S + 2.0
 STOP_MARGIN_S = 1.5  # of an ordered stop's time that is kept for SIGKILL and for saying so
-LOOK_EVERY_S = 0.25  # until it is connected
-LOOK_SLOWLY_AFTER_S = 30.0
-LOOK_SLOWLY_EVERY_S = 2.0  # and the log says that it is not connected yet
-LOOK_CONNECTED_EVERY_S = 5.0
-READY_WITHIN_S = 5.0
-METRICS_WITHIN_S = 75.0  # a name server that does not answer keeps it from listening for 40 s
-RECONNECT_WITHIN_S = 120.0  # it waits up to 320 s between two tries by itself; a new one connects at once
-LOOK_BYTES = 1 << 20
-TAIL_BYTES = 16 << 10
-
-class Look(msgspec.Struct, frozen=True):
-    """What one look at cloudflared told. connections: its living ones, None if /ready gave no answer."""
-
-    log: str
-    offset: int
-    address: str | None
-    connections: int | None
+RUNNING = (Phase.starting, Phase.ready)
 
 
 class Tunnel:
@@ -54,24 +41,22 @@ class Tunnel:
         self.shell = shell
         self.settings: Settings = shell.boot.settings
         self.server: ServerFact | None = None
-        self.heard = False  # of the server, since this incarnation began
+        self.heard = False  # of whom the tunnel follows, since this incarnation began
         self.stopping = False
         self.made_for: str | None = None  # the settings and the address that the living cloudflared was started for
+        self.stamp = ""  # of the files that a given-up start was made with
         self.given_up = False
-        self.told_slow = False
-        self.address: str | None = None
-        self.offset = 0
-        self.refusals = 0
-        self.connected = False
-        self.down_since_s = 0.0
+        self.note: dict[str, str | int | float | None] = {}  # the last one that its holder keeps for us
         self.detail = ""
-        self.warning = ""
         self.log_path = shell.boot.logs / "cloudflared.log"
         self.config_path = shell.boot.runtime / "config-cloudflared.yml"
-        self._look_of: object = None
+        self._planning: object = None
         self._since_at = time.time()
         self._published: TunnelFact | None = None
-        self.service = Service(shell, "cloudflared", "cloudflared", self._policy(), self.reconcile, self.on_gone)
+        self.service = Service(
+            shell, "cloudflared", "cloudflared", self._policy(), self.reconcile, self.on_gone, self._retry_after_s
+        )
+        self.watch = Watch(shell, self.log_path, self._runs, self._on_look, self._on_slow, self.service.fail)
 
     def _policy(self) -> restart.Policy:
         s = self.settings
@@ -80,19 +65,20 @@ class Tunnel:
             backoff_min_s=s.backoff_min_s, backoff_max_s=s.backoff_max_s,
         )  # fmt: skip
 
+    def _runs(self) -> bool:
+        return self.service.life.phase in RUNNING
+
     # --- what happens ------------------------------------------------------------------------------------
 
     def begin(self) -> None:
         """First thing: the cloudflared that an earlier incarnation may have left."""
         state = self.service.adopt()
         if state is not None and state.releasing is None:
-            note = state.note
-            self.made_for, self.address = note.get("made_for"), note.get("address")
-            self.offset, self.connected = int(note.get("offset") or 0), bool(note.get("connected"))
-            self.down_since_s = time.monotonic()
-            self.service.adopted(ready=self.connected)
+            self.made_for = state.note.get("made_for")
+            link = Link.of_note(state.note)
+            self.service.adopted(ready=link.connections > 0)
             self.shell.log.info("cloudflared (pid %s) taken over, %s", state.server_pid, self.service.life.phase)
-            self._arrange_look(0.0)
+            self.watch.begin(link, 0.0)
         self.on_beat()
 
     def on_server(self, fact: ServerFact) -> None:
@@ -113,18 +99,27 @@ class Tunnel:
 
     def on_stop(self, within_s: float) -> None:
         self.stopping = True
-        self.service.release(max(0.0, min(RELEASE_GRACE_S, within_s - STOP_MARGIN_S)), "stopping")
+        self._release(max(0.0, min(RELEASE_GRACE_S, within_s - STOP_MARGIN_S)), "stopping")
         self.reconcile()
 
     def on_beat(self) -> None:
-        if self.service.life.phase in (Phase.starting, Phase.ready):
+        if self.service.life.phase in RUNNING:
             self.service.renew(time.monotonic() + self.settings.lease_ttl_s)
+        elif self.given_up and self.stamp:
+            settings, stamp = self.settings, self.stamp
+            self.shell.beside(lambda: stamp_of(settings), lambda now: self._stamped(stamp, now))
         self.reconcile(repeat=True)
         self.shell.at("repeat", time.monotonic() + repeat_every_s(self.settings), self.on_beat)
 
+    def _stamped(self, before: str, now: str | None) -> None:
+        if now is not None and now != before == self.stamp and self.given_up:
+            self.shell.log.info("cloudflared or the file with its secret has changed: the tunnel is tried again")
+            self._forgive()
+            self.reconcile()
+
     def _forgive(self) -> None:
         if self.service.life.phase in (Phase.failed, Phase.backoff):
-            self.detail, self.given_up = "", False
+            self.detail, self.given_up, self.watch.link.faults = "", False, 0
             self.service.reset()
 
     # --- what follows ------------------------------------------------------------------------------------
@@ -133,19 +128,24 @@ class Tunnel:
         """Compare what is wanted with what runs, take the next step, show it."""
         service = self.service
         url = self._origin()
-        if service.alive and service.life.phase in (Phase.starting, Phase.ready):
+        if service.alive and service.life.phase in RUNNING:
             why = self._why_end(url)
             if why:
                 self.shell.log.info("taking the tunnel down: %s", why)
-                service.release(RELEASE_GRACE_S, why)
-        elif url is not None and not service.alive and service.life.phase is Phase.stopped:
-            self._start(url)
+                self._release(RELEASE_GRACE_S, why)
+        elif url is not None and not service.alive and service.life.phase is Phase.stopped and self._planning is None:
+            self._plan(url)
         self._publish(repeat)
         if self.stopping and not service.alive:
             self.shell.finish()
 
+    def _release(self, grace_s: float, why: str) -> None:
+        self.service.release(grace_s, why)
+        if grace_s > TERM_AGAIN_S:
+            self.shell.at("term", time.monotonic() + TERM_AGAIN_S, self.service.terminate_again)
+
     def _origin(self) -> str | None:
-        if self.stopping or not self.settings.tunnel_hostname:
+        if self.stopping or self.settings.tunnel_mode == NONE:
             return None
         # Without its lease renewed, vLLM has ended after one LEASE_TTL, and its worker's death grows no younger fact.
         return tunnelconfig.origin(self.server, self.service.alive, 2 * self.settings.lease_ttl_s, time.monotonic())
@@ -153,217 +153,156 @@ class Tunnel:
     def _why_end(self, url: str | None) -> str:
         if url is None:
             # Just restarted, we have not heard of the server yet: leave what runs.
-            waiting = not self.heard and not self.stopping and self.settings.tunnel_hostname
+            waiting = not self.heard and not self.stopping and self.settings.tunnel_mode != NONE
             return "" if waiting else "the model is not served any more"
-        return "" if self.made_for == self._made_for(url) else "its settings have changed"
+        return "" if self.made_for == made_for(self.settings, url) else "its settings have changed"
 
-    def _made_for(self, url: str) -> str:
-        s = self.settings
-        return " ".join((s.tunnel_hostname, s.tunnel_id, s.cloudflared_bin, s.cloudflared_creds, url))
+    def _plan(self, url: str) -> None:
+        self._planning = token = object()
+        settings, path, environ = self.settings, self.config_path, dict(os.environ)
+        self.shell.beside(lambda: survey(settings, url, path, environ), lambda plan: self._planned(token, url, plan))
 
-    def _recipe(self, url: str) -> Recipe | None:
-        """How to run it; None, with the reason in `detail`, if something stands in the way."""
-        s = self.settings
-        program = shutil.which(s.cloudflared_bin)
-        if program is None:
-            self.detail = f"{s.cloudflared_bin} is not there or cannot be run: install cloudflared, or set CLOUDFLARED_BIN"
-            return None
-        if not s.cloudflared_creds:
-            self.detail = "TUNNEL_ID is not set (`cloudflared tunnel list` shows it)"
-            return None
-        path = Path(s.cloudflared_creds)
-        try:
-            text, mode = path.read_bytes(), path.stat().st_mode
-        except OSError as error:
-            self.detail = f"the credentials file {path} cannot be read ({error.strerror}): set CLOUDFLARED_CREDS"
-            return None
-        found = tunnelconfig.check_credentials(str(path), text, mode, s.tunnel_id)
-        if found.problem:
-            self.detail = found.problem
-            return None
-        redact.learn([found.secret])
-        self.warning = "; ".join(found.warnings)
-        return tunnelconfig.recipe(
-            os.path.abspath(program), str(self.config_path), s.tunnel_hostname, found.tunnel_id, str(path), url, os.environ
-        )
-
-    def _start(self, url: str) -> None:
-        recipe = self._recipe(url)
-        if recipe is None:
-            self._give_up(self.detail)
+    def _planned(self, token: object, url: str, plan: Plan | None) -> None:
+        if token is not self._planning:
             return
-        if self.warning:
-            self.shell.log.warning("%s", self.warning)
-        try:
-            write_atomic(self.config_path, recipe.config.encode())
-        except OSError as error:
-            self.detail = f"{self.config_path} cannot be written: {error.strerror}"
-            self.service.cannot_start(self.detail)
+        self._planning = None
+        if self.service.alive or self.service.life.phase is not Phase.stopped:
             return
+        now_url = self._origin()
+        if now_url != url or plan is None:  # another one is wanted by now, or none
+            self.reconcile()
+            return
+        self.stamp = plan.stamp
+        if plan.problems:
+            self._give_up(plan.why)
+        elif plan.recipe is None:
+            self.detail = plan.passing
+            self.service.cannot_start(plan.passing)
+        else:
+            self._start(url, plan)
+
+    def _start(self, url: str, plan: Plan) -> None:
         now_s = time.monotonic()
-        self.made_for, self.address, self.connected, self.refusals = self._made_for(url), None, False, 0
-        self.given_up = self.told_slow = False
-        self.offset, self.down_since_s, self.detail = _size(self.log_path), now_s, "connecting to Cloudflare"
-        self.shell.log.info("starting the tunnel from %s to %s", self.settings.tunnel_hostname, url)
+        self.made_for, self.given_up, self.detail = made_for(self.settings, url), False, "connecting to Cloudflare"
+        self.watch.begin(Link(self.watch.size(), self.watch.link.faults))
+        self.note = self._note()
+        self.shell.log.info(
+            "starting the tunnel (%s, cloudflared %s) from %s to %s", self.settings.tunnel_mode, plan.version,
+            self.settings.tunnel_hostname or "Cloudflare", url,
+        )  # fmt: skip
         # If the root dies, all has to be gone within LEASE_TTL.
         grace_s = min(RELEASE_GRACE_S, self.settings.lease_ttl_s / 2)
         self.service.start(
-            recipe.argv, recipe.env, now_s + self.settings.lease_ttl_s, grace_s, self.shell.boot.root_fd, self._note()
+            plan.recipe.argv, plan.recipe.env, now_s + self.settings.lease_ttl_s, grace_s, self.shell.boot.root_fd,
+            {**self.note, "offset": self.watch.link.offset},
         )
         self.shell.journal.write("tunnel_started", hostname=self.settings.tunnel_hostname, url=url)
-        self._arrange_look(LOOK_EVERY_S)
+        self._publish(False)
 
     def _give_up(self, why: str) -> None:
-        """A fault that no restart mends: said once, and left until the settings change or the operator resets it."""
+        """A fault that no restart mends: said once, and left until something changes or the operator resets it."""
         self.detail, self.given_up = why, True
         self.shell.log.error("the tunnel cannot work: %s", why)
         self.shell.journal.write("tunnel_failed", why=why)
         self.service.give_up()
         self.service.release(0.0, why)
+        self._publish(False)
+
+    # --- its end -----------------------------------------------------------------------------------------
+
+    def _judged(self, state: HolderState | None) -> tunnelfaults.Death:
+        if self.service.failed_why:  # we killed it, or its holder did: then its exit status tells nothing
+            return tunnelfaults.Death(Kind.network if self.watch.link.stuck else Kind.own, self.service.failed_why)
+        return tunnelfaults.death(
+            state.status if state else None, state.error if state else "", self.watch.last_words()
+        )
+
+    def _retry_after_s(self, state: HolderState | None) -> float | None:
+        if self._judged(state).kind is not Kind.network:
+            return None
+        link, s = self.watch.link, self.settings
+        link.faults += 1
+        if link.stuck and link.faults == 1:
+            return 0.0  # the edge answers again: that was the wait
+        return tunnelfaults.retry_after_s(link.faults, s.backoff_min_s, s.backoff_max_s, random.random())
 
     def on_gone(self, state: HolderState | None, asked: bool) -> None:
         """Nothing of cloudflared is left."""
-        self._look_of = self.made_for = self.address = None
-        self.connected = False
+        self.shell.cancel("term")
+        death = None if asked or self.given_up else self._judged(state)
+        self.made_for = None
+        self.watch.end()
         if asked:
             self.detail = ""
             self.shell.log.info("the tunnel is down")
-            return
-        if not self.given_up:
-            self._died(state)
-
-    def _died(self, state: HolderState | None) -> None:
-        log, _ = _read(self.log_path, max(self.offset, _size(self.log_path) - TAIL_BYTES))
-        permanent, how = tunnelconfig.death(state.status if state else None, state.error if state else "", log)
-        why = self.service.failed_why  # we killed it, or its holder did: then its exit status tells nothing
-        if permanent and not why:
-            self._give_up(how)
-            return
-        self.detail = why or how
-        self.shell.log.error("%s (llmwd-ctl logs cloudflared)", self.detail)
-        self.shell.journal.write("tunnel_died", how=self.detail, status=state.status if state else None)
+        elif death is not None and death.kind is Kind.permanent:
+            self._give_up(death.how)
+        elif death is not None:
+            self.shell.log.error("%s (llmwd-ctl logs cloudflared)", death.how)
+            self.shell.journal.write("tunnel_died", how=death.how, status=state.status if state else None)
+            self.detail = death.how
 
     # --- whether it is connected ---------------------------------------------------------------------------
 
-    def _arrange_look(self, in_s: float) -> None:
-        self.shell.at("look", time.monotonic() + in_s, self._look)
-
-    def _look(self) -> None:
-        if self.service.life.phase not in (Phase.starting, Phase.ready):
-            return
-        self._look_of = token = object()
-        path, offset, address = self.log_path, self.offset, self.address
-        self.shell.beside(lambda: _look(path, offset, address), lambda look: self._looked(token, look))
-
-    def _looked(self, token: object, look: Look | None) -> None:
-        if token is not self._look_of or self.service.life.phase not in (Phase.starting, Phase.ready):
-            return
-        now_s = time.monotonic()
-        if look is not None:
-            self._take(look, now_s)
-        down_s = 0.0 if self.connected else now_s - self.down_since_s
-        if self.service.life.phase not in (Phase.starting, Phase.ready):
-            return
-        if self.connected:
-            self._arrange_look(LOOK_CONNECTED_EVERY_S)
-        elif self.address is None and down_s > METRICS_WITHIN_S:
-            self.service.fail(f"cloudflared said nothing of its metrics server for {METRICS_WITHIN_S:.0f} s")
-        elif self.service.life.phase is Phase.ready and down_s > RECONNECT_WITHIN_S:
-            self.service.fail(f"without a connection to Cloudflare for {RECONNECT_WITHIN_S:.0f} s")
-        else:
-            slow = down_s > LOOK_SLOWLY_AFTER_S
-            if slow and not self.told_slow:
-                self.told_slow = True
-                self.shell.log.warning("the tunnel is still not connected after %.0f s: %s", down_s, self.detail)
-            self._arrange_look(LOOK_SLOWLY_EVERY_S if slow else LOOK_EVERY_S)
-
-    def _take(self, look: Look, now_s: float) -> None:
-        learned = look.address != self.address
-        self.offset, self.address = look.offset, look.address
-        was, self.connected = self.connected, bool(look.connections)
-        error = tunnelconfig.last_error(look.log)
-        if self.connected:
-            self.detail, self.refusals = self.warning, 0
-            if not was:
-                self.shell.log.info("https://%s is connected", self.settings.tunnel_hostname)
-                self.shell.journal.write("tunnel_up", hostname=self.settings.tunnel_hostname)
-        elif was:
-            self.down_since_s = now_s
+    def _on_look(self, before: int, error: str) -> None:
+        link = self.watch.link
+        if link.connections:
+            self.detail = tunnelconfig.NO_STREAMS if self.settings.tunnel_mode == QUICK else ""
+            if not before:
+                hostname = self._hostname()
+                self.shell.log.info("https://%s is connected (%s)", hostname, ", ".join(link.locations) or "somewhere")
+                self.shell.journal.write("tunnel_up", hostname=hostname or "")
+        elif before:
             self.detail = f"the connection to Cloudflare is lost: {error}" if error else "the connection to Cloudflare is lost"
             self.shell.log.warning("%s", self.detail)
             self.shell.journal.write("tunnel_down", why=self.detail)
         elif error:
             self.detail = f"not connected to Cloudflare: {error}"
-        self.refusals += tunnelconfig.refusals(look.log)
-        if learned or was != self.connected:
-            self.service.remember(self._note())
-        if self.refusals >= tunnelconfig.REFUSALS_TOLD and not self.connected:
-            self._give_up(f"Cloudflare refuses the credentials {self.settings.cloudflared_creds}: {error}")
-        elif self.connected and self.service.life.phase is Phase.starting:
+        if self.note != self._note():
+            self.note = self._note()
+            self.service.remember({**self.note, "offset": link.offset})
+        if link.refusals >= tunnelfaults.REFUSALS_TOLD and not link.connections:
+            self._give_up(f"Cloudflare refuses the credentials {secret_file(self.settings)[1]}: {error}")
+        elif link.connections and self.service.life.phase is Phase.starting:
             self.service.proved()
         self.reconcile()
 
+    def _on_slow(self, down_s: float) -> None:
+        self.shell.log.warning("the tunnel is still not connected after %.0f s: %s", down_s, self.detail)
+
     def _note(self) -> dict[str, str | int | float | None]:
-        return {"made_for": self.made_for, "address": self.address, "offset": self.offset, "connected": int(self.connected)}
+        """What our next incarnation needs; without `offset`, which every look changes."""
+        note = {"made_for": self.made_for, **self.watch.link.as_note()}
+        del note["offset"]
+        return note
 
     # --- what is shown -----------------------------------------------------------------------------------
 
+    def _hostname(self) -> str | None:
+        return (self.watch.link.hostname if self.settings.tunnel_mode == QUICK else self.settings.tunnel_hostname) or None
+
     def _publish(self, repeat: bool) -> None:
-        configured = bool(self.settings.tunnel_hostname)
-        phase = tunnelconfig.shown_phase(self.service.life.phase, self.connected)
+        s, link = self.settings, self.watch.link
+        phase = tunnelconfig.shown_phase(self.service.life.phase, link.connections > 0)
         detail = self.detail
         if phase is Phase.stopped:
-            detail = "waiting for the model" if configured else OFF
+            detail = self._why_stopped()
         state = self.service.state if self.service.alive else None
         before, now_s = self._published, time.monotonic()
         if before is None or before.phase is not phase:
             self._since_at = time.time()
         fact = TunnelFact(
-            phase=phase, detail=redact.mask(detail), hostname=self.settings.tunnel_hostname or None,
-            pid=state.server_pid if state else None, since_at=self._since_at, at_s=now_s,
+            phase=phase, detail=redact.mask(detail), hostname=self._hostname(), pid=state.server_pid if state else None,
+            since_at=self._since_at, at_s=now_s, mode=s.tunnel_mode, connections=link.connections, locations=link.locations,
         )  # fmt: skip
         self._published = fact
         if repeat or before is None or msgspec.structs.replace(before, at_s=now_s) != fact:
             self.shell.publish(fact)
 
-
-def _size(path: Path) -> int:
-    try:
-        return path.stat().st_size
-    except OSError:
-        return 0
-
-
-def _read(path: Path, offset: int) -> tuple[str, int]:
-    """(what was logged from `offset` on, the first LOOK_BYTES of it; where it ends now)."""
-    try:
-        with path.open("rb") as file:
-            end = os.fstat(file.fileno()).st_size
-            file.seek(offset if offset <= end else 0)  # shorter than it was: rotated
-            return file.read(LOOK_BYTES).decode(errors="replace"), end
-    except OSError:
-        return "", offset
-
-
-def _look(path: Path, offset: int, address: str | None) -> Look:
-    """Blocks: beside the loop."""
-    log, end = _read(path, offset)
-    address = address or tunnelconfig.metrics_address(log)
-    return Look(log, end, address, _connections(address) if address else None)
-
-
-def _connections(address: str) -> int | None:
-    connection = http.client.HTTPConnection(address, timeout=READY_WITHIN_S)
-    try:
-        connection.request("GET", "/ready")
-        response = connection.getresponse()
-        found = json.loads(response.read(4096))
-        ready = found.get("readyConnections") if isinstance(found, dict) else None
-        return ready if response.status == 200 and isinstance(ready, int) else 0
-    except (OSError, http.client.HTTPException, ValueError):
-        return None
-    finally:
-        connection.close()
+    def _why_stopped(self) -> str:
+        if self.settings.tunnel_mode == NONE:
+            return OFF_BY_MODE if self.settings.tunnel_hostname else OFF
+        return "waiting for the model"
 
 
 def main(shell: Shell) -> None:

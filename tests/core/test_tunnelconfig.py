@@ -7,7 +7,7 @@ import time
 import pytest
 
 from llmwd.core import tunnelconfig
-from llmwd.core.tunnelconfig import check_credentials, death, last_error, metrics_address, origin, recipe, refusals
+from llmwd.core.tunnelconfig import NAMED, QUICK, TOKEN, check_credentials, check_token, door_origin, origin, recipe
 from llmwd.vocab import NodePhase, Phase
 from tests.workers.harness import server_fact
 
@@ -21,8 +21,8 @@ def check(content: object, mode: int = 0o100600, tunnel_id: str = TUNNEL) -> tun
 
 
 def test_good_credentials_pass_without_a_word():
-    assert check(GOOD) == tunnelconfig.Credentials(TUNNEL, GOOD["TunnelSecret"])
-    assert check(GOOD, tunnel_id=TUNNEL.upper()).problem == ""
+    assert check(GOOD) == tunnelconfig.Credentials(TUNNEL, (GOOD["TunnelSecret"],))
+    assert check(GOOD, tunnel_id=TUNNEL.upper()).problems == ()
 
 
 def test_without_a_tunnel_id_in_the_settings_the_files_own_is_taken():
@@ -37,23 +37,39 @@ def test_without_a_tunnel_id_in_the_settings_the_files_own_is_taken():
         ([], "AccountTag, TunnelSecret, TunnelID is missing"),
         ({}, "AccountTag, TunnelSecret, TunnelID is missing"),
         (GOOD | {"AccountTag": 7}, "AccountTag is missing"),
-        (GOOD | {"TunnelSecret": "not base64!"}, "TunnelSecret is damaged"),
+        (GOOD | {"TunnelSecret": "not base64!"}, "secret is damaged"),
+        (GOOD | {"TunnelSecret": base64.b64encode(b"s" * 16).decode()}, "shorter than 32 bytes"),
+        (GOOD | {"TunnelID": "chat"}, "no UUID"),
         (GOOD | {"TunnelID": "0" * 36}, f"TUNNEL_ID is {TUNNEL}"),
     ],
 )
 def test_credentials_that_cannot_work_are_refused_with_a_sentence(content, told):
     found = check(content)
-    assert told in found.problem and found.problem.startswith("/c.json")
+    assert told in " ".join(found.problems) and all(problem.startswith("/c.json") for problem in found.problems)
 
 
-def test_what_is_not_right_but_may_work_is_a_warning():
-    assert "chmod 600 /c.json" in check(GOOD, mode=0o100640).problem
-    short = base64.b64encode(b"s" * 16).decode()
-    assert "shorter than 32 bytes" in check(GOOD | {"TunnelSecret": short}).warnings[0]
+def test_everything_that_is_wrong_with_credentials_is_told_together():
+    found = check(GOOD | {"TunnelSecret": "!", "TunnelID": "7"}, mode=0o100640).problems
+    assert len(found) == 4 and "chmod 600 /c.json" in found[0]
 
 
-def made(url: str = "http://127.0.0.1:8000", hostname: str = "llm.example.org", **environ: str) -> tunnelconfig.Recipe:
-    return recipe("/bin/cloudflared", "/r/c.yml", hostname, TUNNEL, '/h/it"s.json', url, environ)
+def token(content: object) -> bytes:
+    return base64.b64encode(json.dumps(content).encode()) + b"\n"
+
+
+def test_a_token_is_judged_as_its_credentials_are():
+    good = {"a": "a" * 32, "s": GOOD["TunnelSecret"], "t": TUNNEL}
+    found = check_token("/t", token(good), 0o100600)
+    assert found.problems == () and found.tunnel_id == TUNNEL and token(good).decode().strip() in found.secrets
+    assert "holds no tunnel's token" in check_token("/t", b"TUNNEL_TOKEN=abc", 0o100600).problems[0]
+    assert "s, t is missing" in check_token("/t", token({"a": "b"}), 0o100600).problems[0]
+    assert len(check_token("/t", token(good | {"s": "c2hvcnQ=", "t": "x"}), 0o100644).problems) == 3
+
+
+def made(
+    url: str = "http://127.0.0.1:8000", hostname: str = "llm.example.org", mode: str = NAMED, **environ: str
+) -> tunnelconfig.Recipe:
+    return recipe("/bin/cloudflared", "/r/c.yml", mode, "http2", hostname, TUNNEL, '/h/it"s.json', url, environ)
 
 
 def test_the_configuration_leads_one_name_to_the_server_and_everything_else_to_404():
@@ -68,6 +84,13 @@ def test_flags_of_tunnel_stand_before_run_and_nothing_secret_is_among_them():
     argv = made().argv
     assert argv[-1] == "run" and argv[:4] == ("/bin/cloudflared", "tunnel", "--config", "/r/c.yml")
     assert not {"--token", "--credentials-file", "--url"} & set(argv)
+
+
+def test_a_token_is_named_by_its_file_after_run_and_a_quick_tunnel_by_its_address():
+    assert made(mode=TOKEN).argv[-3:] == ("run", "--token-file", '/h/it"s.json')
+    assert "credentials-file" not in made(mode=TOKEN).config and "tunnel:" not in made(mode=TOKEN).config
+    quick = made("unix:/r/door.sock", mode=QUICK)
+    assert quick.argv[-2:] == ("--url", "http://localhost") and quick.config.endswith('  - service: "unix:/r/door.sock"\n')
 
 
 def test_nothing_but_path_and_home_reaches_cloudflared():
@@ -92,50 +115,21 @@ def test_the_tunnel_comes_with_the_served_model_and_goes_after_it(phase, running
     assert origin(fact, running, 20.0, now_s) == ("http://127.0.0.1:1" if wanted else None)
 
 
+@pytest.mark.parametrize(
+    ("phase", "running", "wanted"),
+    [
+        (Phase.ready, False, True), (Phase.starting, False, False), (Phase.starting, True, True), (Phase.backoff, True, True),
+        (Phase.failed, True, False), (Phase.stopped, True, False), (None, True, False),
+    ],
+)  # fmt: skip
+def test_with_a_front_door_the_tunnel_follows_the_door_and_stays_while_it_is_restarted(phase, running, wanted):
+    assert door_origin("/r/door.sock", phase, 99.0, running, 20.0, 100.0) == ("unix:/r/door.sock" if wanted else None)
+    assert door_origin("/r/door.sock", phase, 79.0, running, 20.0, 100.0) is None
+
+
 def test_a_fact_that_nobody_repeats_wants_no_tunnel():
     fact = server_fact(NodePhase.serving, at_s=100.0)
     assert origin(fact, True, 20.0, 119.0) and origin(fact, True, 20.0, 121.0) is None and origin(None, True, 20.0, 1) is None
-
-
-LOG = """\
-2026-11-23T19:15:00Z INF Starting tunnel tunnelID=6f0b2f36
-2026-11-23T19:15:00Z INF Starting metrics server on 127.0.0.1:45787/metrics
-2026-11-23T19:15:01Z ERR Register tunnel error from server side error="Unauthorized: Invalid tunnel secret" connIndex=0
-2026-11-23T19:15:01Z INF Retrying connection in up to 2s connIndex=0
-2026-11-23T19:15:02Z ERR Connection terminated connIndex=0
-2026-11-23T19:15:02Z ERR no more connections active and exiting
-"""
-
-
-def test_the_address_of_the_metrics_server_is_found_in_the_log():
-    assert metrics_address(LOG) == "127.0.0.1:45787"
-    assert metrics_address("") is None and metrics_address("Starting metrics server on 10.0.0.1:80/metrics") is None
-
-
-def test_the_cause_is_the_last_error_that_is_no_part_of_a_clean_stop():
-    assert last_error(LOG).startswith("Register tunnel error from server side") and last_error("x\n") == ""
-    assert len(last_error("2026-11-23T19:15:02Z ERR " + "y" * 900)) == tunnelconfig.LONGEST_ERROR
-
-
-def test_refused_registrations_are_counted_since_cloudflared_never_ends_by_itself():
-    assert refusals(LOG) == 1
-    assert refusals('2026-11-23T19:15:01Z ERR Register tunnel error from server side error="try again"') == 0
-
-
-@pytest.mark.parametrize(
-    ("status", "error", "permanent", "told"),
-    [
-        (0, "", True, "does not know our arguments"),
-        (255, "", True, "exit code 255"),
-        (None, "no such file", True, "no such file"),
-        (1, "", False, "exit code 1"),
-        (-9, "", False, "killed by signal 9"),
-        (None, "", False, "without a word"),
-    ],
-)
-def test_an_unasked_end_is_permanent_only_where_a_restart_mends_nothing(status, error, permanent, told):
-    found, how = death(status, error, LOG)
-    assert found is permanent and told in how
 
 
 def test_a_tunnel_without_a_connection_is_not_shown_as_ready():

@@ -1,15 +1,20 @@
 #!/usr/bin/env python3
-"""A small stand-in for cloudflared 2026.8 as far as a named tunnel goes: its flags, logs, metrics server and exits.
+"""A small stand-in for cloudflared 2026.8: its flags, logs, metrics server, offline checks and exits.
 
-    cloudflared.py [flags below] -- tunnel --config F [flags of cloudflared] run
+    cloudflared.py [flags below] -- tunnel --config F [flags of cloudflared] run [--token-file F]
+    cloudflared.py [flags below] -- tunnel --config F [flags of cloudflared] --url U      (a quick tunnel)
+    cloudflared.py [flags below] -- tunnel --config F ingress validate
+    cloudflared.py [flags below] -- version --short
 
 A test wraps it in a script of its own (`wrapper`), because its environment is scrubbed. Like the real one: a wrong or
-misplaced flag prints help and exits 0; no tunnel, bad token 255; bad configuration or credentials that are not
-JSON 1; `{}` as credentials is taken; TERM drains, a second TERM kills; ha_connections is 1 while not connected.
+misplaced flag prints help and exits 0; no tunnel, bad token 255; bad configuration, protocol, or credentials that are
+not JSON 1; `{}` as credentials is taken; TERM drains, a second TERM kills; ha_connections is 1 while not connected; a
+stray TUNNEL_TOKEN wins over the configuration.
 Unlike the real one: it talks to no edge and proxies nothing.
 """
 
 import argparse
+import base64
 import json
 import os
 import re
@@ -20,7 +25,8 @@ import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-TUNNEL_FLAGS = {"--config", "--metrics", "--loglevel", "--output", "--grace-period", "--protocol", "--logfile", "--edge"}
+TUNNEL_FLAGS = {"--url", "--config", "--metrics", "--loglevel", "--output", "--grace-period", "--protocol", "--logfile", "--edge"}
+QUICK_HOSTNAME = "three-random-words.trycloudflare.com"
 TUNNEL_SWITCHES = {"--no-autoupdate", "--no-prechecks"}
 RUN_FLAGS = {"--token", "--token-file", "--credentials-file", "--url", "--protocol"}
 
@@ -39,11 +45,15 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--ready-after", type=float, default=0.05, help="seconds until it is connected")
     parser.add_argument("--ready-file", help="connected only while this file is there")
     parser.add_argument("--exit-after", type=float, help="seconds until it ends by itself")
-    parser.add_argument("--exit-code", type=int, default=1, help="with this exit code")
+    parser.add_argument("--exit-code", type=int, default=1, help="with this exit code; below 0: by that signal")
     parser.add_argument("--exit-text", default="Could not lookup srv records", help="after this error")
     parser.add_argument("--unauthorized", action="store_true", help="the edge refuses every registration, for ever")
     parser.add_argument("--drain", type=float, default=0.0, help="seconds that a request in flight takes after TERM")
     parser.add_argument("--ignore-term", action="store_true", help="TERM does nothing (name servers that do not answer)")
+    parser.add_argument("--term-hangs", action="store_true", help="a first TERM does nothing, a second one kills")
+    parser.add_argument("--stays-lost", action="store_true", help="a lost connection never comes back by itself")
+    parser.add_argument("--edge-ip", default="198.51.100.7", help="the address of the edge, as its log shows it")
+    parser.add_argument("--refuses-config", default="", help="what `ingress validate` and the start say to any configuration")
     parser.add_argument("--flood", type=int, default=0, help="so many lines of log before anything else")
     parser.add_argument("--report", help="what it got (argv, environment, configuration, pid) goes there as JSON")
     parser.add_argument("rest", nargs=argparse.REMAINDER)
@@ -88,7 +98,7 @@ def read_config(path: str) -> dict[str, str]:
         sys.exit(1)
     found = dict(re.findall(r'^(tunnel|credentials-file): "?([^"\n]*)"?$', text, re.M))
     services = re.findall(r'^\s*(?:- )?service: "?([^"\n]*)"?$', text, re.M)
-    if not services or not services[-1].startswith("http_status:"):
+    if not services or "hostname:" in text.rsplit("\n  - ", 1)[-1]:
         log("ERR", "The last ingress rule must match all URLs (i.e. it should not have a hostname or path filter)")
         sys.exit(1)
     return found | {"text": text, "service": services[0]}
@@ -97,13 +107,14 @@ def read_config(path: str) -> dict[str, str]:
 class Edge:
     """Whether it is connected, and the metrics server that says so."""
 
-    def __init__(self, flags: argparse.Namespace):
+    def __init__(self, flags: argparse.Namespace, quick: bool):
         self.flags, self.started_s = flags, time.monotonic()
-        self.ending = False
+        self.ending = self.lost = False
+        self.quick = quick
 
     @property
     def connected(self) -> bool:
-        if self.ending or self.flags.unauthorized or time.monotonic() - self.started_s < self.flags.ready_after:
+        if self.ending or self.lost or self.flags.unauthorized or time.monotonic() - self.started_s < self.flags.ready_after:
             return False
         return self.flags.ready_file is None or os.path.exists(self.flags.ready_file)
 
@@ -118,6 +129,11 @@ class Edge:
                     body = json.dumps({"status": status, "readyConnections": connections, "connectorId": "0" * 8})
                 elif self.path == "/metrics":
                     status, body = 200, f"cloudflared_tunnel_ha_connections {connections or 1}\n"
+                    for number, (place, value) in enumerate((("ams01", 1), ("fra03", 1), ("fra03", 1), ("cdg05", 0))):
+                        labels = f'connection_id="{number}",edge_location="{place}"'
+                        body += f"cloudflared_tunnel_server_locations{{{labels}}} {value}\n"
+                elif self.path == "/quicktunnel":
+                    status, body = 200, json.dumps({"hostname": QUICK_HOSTNAME if edge.quick else ""})
                 else:
                     status, body = 200, "OK"
                 self.send_response(status)
@@ -138,7 +154,14 @@ class Edge:
 
 def main(argv: list[str]) -> None:
     flags = parse(argv)
-    given = read_flags(flags.rest[1:])
+    words = flags.rest[1:]
+    if words == ["version", "--short"]:
+        print("2026.8.2")
+        return
+    if words[-2:] == ["ingress", "validate"]:
+        validate(flags, words[:-2])
+        return
+    given = read_flags(words)
     if flags.report:
         config = Path(given.get("--config", "/")).read_text() if Path(given.get("--config", "/")).is_file() else None
         report = {"argv": flags.rest[1:], "env": dict(os.environ), "config": config, "pid": os.getpid()}
@@ -147,6 +170,36 @@ def main(argv: list[str]) -> None:
     for number in range(flags.flood):
         log("ERR", f"Serve tunnel error error=\"connection refused\" connIndex=0 try={number}")
     config = read_config(given.get("--config", ""))
+    if flags.refuses_config:
+        log("ERR", flags.refuses_config)
+        sys.exit(1)
+    if given.get("--protocol", "auto") not in ("auto", "http2", "quic"):
+        log("ERR", f"Unknown protocol {given['--protocol']}, Available protocols: auto, http2, quic")
+        sys.exit(1)
+    quick = "--url" in given and "run" not in given
+    if not quick:
+        check_secret(given, config)
+    run(flags, given, quick)
+
+
+def validate(flags: argparse.Namespace, words: list[str]) -> None:
+    config = read_config(dict(zip(words[1::2], words[2::2], strict=False))["--config"])
+    if flags.refuses_config:
+        print(f"Validating rules from {config}\n{flags.refuses_config}", file=sys.stderr)
+        sys.exit(1)
+    print("OK")
+
+
+def check_secret(given: dict[str, str], config: dict[str, str]) -> None:
+    """The tunnel's token or credentials; ends as cloudflared does on bad ones."""
+    if "TUNNEL_TOKEN" in os.environ or "--token-file" in given:
+        try:
+            text = os.environ.get("TUNNEL_TOKEN") or Path(given["--token-file"]).read_text()
+            json.loads(base64.b64decode(text.strip(), validate=True))
+        except (OSError, ValueError):
+            log("ERR", "Provided Tunnel token is not valid.")
+            sys.exit(255)
+        return
     if not config.get("tunnel") or "run" not in given:
         log("ERR", '"cloudflared tunnel run" requires the ID or name of the tunnel to run as the last command line argument')
         sys.exit(255)
@@ -155,10 +208,9 @@ def main(argv: list[str]) -> None:
     except (OSError, ValueError):
         log("ERR", f"Couldn't start tunnel error=\"Tunnel credentials file '{config.get('credentials-file')}' is not valid\"")
         sys.exit(1)
-    run(flags, given)
 
 
-def run(flags: argparse.Namespace, given: dict[str, str]) -> None:
+def run(flags: argparse.Namespace, given: dict[str, str], quick: bool) -> None:
     terms: list[float] = []
 
     def term(number: int, frame: object) -> None:
@@ -172,13 +224,13 @@ def run(flags: argparse.Namespace, given: dict[str, str]) -> None:
     signal.signal(signal.SIGTERM, term)
     signal.signal(signal.SIGINT, term)
     grace_s = float(given.get("--grace-period", "30s").rstrip("s"))
-    edge, was, tries, listening = Edge(flags), False, 0, False
+    edge, was, tries, listening = Edge(flags, quick), False, 0, False
     while True:
         now_s, ran_s = time.monotonic(), time.monotonic() - edge.started_s
         if not listening and ran_s >= flags.metrics_after:
             listening = True
             edge.serve(given.get("--metrics", "127.0.0.1:0"))
-        if terms:
+        if terms and not flags.term_hangs:
             if not edge.ending:
                 edge.ending = True
                 log("INF", "Initiating graceful shutdown due to signal terminated ...")
@@ -187,11 +239,15 @@ def run(flags: argparse.Namespace, given: dict[str, str]) -> None:
                 sys.exit(0)
         elif flags.exit_after is not None and ran_s >= flags.exit_after:
             log("ERR", flags.exit_text)
+            if flags.exit_code < 0:
+                signal.signal(-flags.exit_code, signal.SIG_DFL)
+                os.kill(os.getpid(), -flags.exit_code)
             os._exit(flags.exit_code)
         elif edge.connected != was:
             was = edge.connected
-            log(*(("INF", "Registered tunnel connection connIndex=0 location=ams01 protocol=http2") if was
-                  else ("ERR", 'Lost connection with the edge error="EOF" connIndex=0')))  # fmt: skip
+            edge.lost = flags.stays_lost and not was
+            log(*(("INF", f"Registered tunnel connection connIndex=0 ip={flags.edge_ip} location=ams01 protocol=http2") if was
+                  else ("ERR", f'Lost connection with the edge error="EOF" connIndex=0 ip={flags.edge_ip}')))  # fmt: skip
         elif flags.unauthorized and tries < ran_s * 20:
             tries += 1
             log("ERR", 'Register tunnel error from server side error="Unauthorized: Invalid tunnel secret" connIndex=0')

@@ -3,7 +3,9 @@
 import base64
 import json
 import os
+import random
 import signal
+import socket
 import stat
 import time
 from pathlib import Path
@@ -11,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from llmwd.adapters import procs
+from llmwd.core import tunnelfaults
 from llmwd.messages import Done, ResetOrder
 from llmwd.vocab import NodePhase, Phase
 from tests.fakes import cloudflared
@@ -170,11 +173,11 @@ def test_cloudflared_that_dies_is_started_again_after_a_backoff(tunnel):
 
 
 def test_cloudflared_that_dies_too_often_is_left_alone_until_the_operator_resets_it(tunnel):
-    stage = tunnel("--exit-after", "0.1", RESTART_INTENSITY=1)
+    stage = tunnel("--exit-after", "0.1", "--exit-code=-15", RESTART_INTENSITY=1)
     stage.start()
     stage.serve()
     fact = stage.until_fact(phase=Phase.failed)
-    assert "exit code 1" in fact.detail and "Could not lookup srv records" in fact.detail
+    assert "killed by signal 15" in fact.detail and "Could not lookup srv records" in fact.detail
     assert stage.journaled("tunnel_started") == 2
     cloudflared.wrapper(stage.folder, "--report", str(stage.report_path))
     assert isinstance(stage.order(ResetOrder(by="test")), Done)
@@ -182,11 +185,106 @@ def test_cloudflared_that_dies_too_often_is_left_alone_until_the_operator_resets
     stage.until_fact(phase=Phase.ready)
 
 
+def test_a_network_that_is_away_is_tried_for_ever_and_comes_back_by_itself(tunnel):
+    stage = tunnel("--exit-after", "0.1", RESTART_INTENSITY=1, BACKOFF_MAX=1)
+    stage.start()
+    stage.serve()
+    stage.until(lambda: stage.serve() or stage.journaled("tunnel_started") > 4, within_s=60)
+    fact = stage.until_fact(phase=Phase.backoff)
+    assert "exit code 1" in fact.detail and "Could not lookup srv records" in fact.detail
+    cloudflared.wrapper(stage.folder, "--report", str(stage.report_path))
+    stage.until(lambda: stage.serve() or stage.fact.phase is Phase.ready)
+
+
+@pytest.fixture
+def edge():
+    """An address on the loopback whose port of the edge's answers."""
+    with socket.socket() as listener:
+        found = f"127.{random.randint(1, 254)}.{random.randint(0, 255)}.{random.randint(1, 254)}"
+        listener.bind((found, tunnelfaults.EDGE_PORT))
+        listener.listen(16)
+        yield found
+
+
+def test_a_lost_connection_is_made_anew_by_a_restart_once_the_edge_answers_again(tunnel, edge, tmp_path):
+    here = tmp_path / "edge"
+    here.touch()
+    stage = tunnel("--ready-file", str(here), "--stays-lost", "--edge-ip", edge, LEASE_TTL=60)
+    stage.start()
+    stage.serve()
+    pid = stage.until_fact(phase=Phase.ready).pid
+    here.unlink()
+    stage.until(lambda: "is lost" in stage.log())
+    here.touch()
+    stage.until_fact(phase=Phase.ready, pid=lambda now: now not in (None, pid))
+    assert "while Cloudflare answers" in stage.log()
+
+
+def test_status_is_told_the_connections_their_places_and_the_mode(tunnel):
+    stage = tunnel()
+    stage.start()
+    stage.serve()
+    fact = stage.until_fact(phase=Phase.ready)
+    assert (fact.mode, fact.connections, fact.locations) == ("named", 4, ("ams01", "fra03"))
+
+
+def test_a_token_reaches_cloudflared_by_its_file_and_never_on_its_command_line(tunnel, tmp_path):
+    text = json.dumps({"a": "a" * 32, "s": base64.b64encode(b"s" * 32).decode(), "t": TUNNEL})
+    path = tmp_path / "token"
+    path.write_text(base64.b64encode(text.encode()).decode() + "\n")
+    path.chmod(0o600)
+    stage = tunnel(TUNNEL_MODE="token", TUNNEL_TOKEN_FILE=path, TUNNEL_ID="", CLOUDFLARED_CREDS="", TUNNEL_PROTOCOL="quic")
+    stage.start()
+    stage.serve()
+    stage.until_fact(phase=Phase.ready, mode="token")
+    argv = stage.report()["argv"]
+    assert argv[-3:] == ["run", "--token-file", str(path)] and argv[argv.index("--protocol") + 1] == "quic"
+    assert path.read_text().strip() not in " ".join(argv) + str(stage.report()["config"])
+
+
+def test_a_quick_tunnel_shows_the_name_that_it_was_given_and_says_what_it_cannot_do(tunnel):
+    stage = tunnel(TUNNEL_MODE="quick", TUNNEL_HOSTNAME="", TUNNEL_ID="", CLOUDFLARED_CREDS="")
+    stage.start()
+    stage.serve()
+    fact = stage.until_fact(phase=Phase.ready, hostname=cloudflared.QUICK_HOSTNAME)
+    assert "not as a stream" in fact.detail and "run" not in stage.report()["argv"]
+
+
+def test_what_was_wrong_is_tried_again_when_its_file_changes(tunnel):
+    stage = tunnel(LEASE_TTL=3)
+    (stage.folder / "credentials.json").write_text("{")
+    stage.start()
+    stage.serve()
+    stage.until_fact(phase=Phase.failed, detail=lambda told: "is not JSON" in told)
+    credentials(stage.folder)
+    stage.until(lambda: stage.serve() or stage.fact.phase is Phase.ready)
+    assert not stage.journaled("reset")
+
+
+def test_a_configuration_that_cloudflared_refuses_is_told_before_a_start(tunnel):
+    stage = tunnel("--refuses-config", "'port in hostname'")
+    stage.start()
+    stage.serve()
+    assert "port in hostname" in stage.until_fact(phase=Phase.failed).detail
+    assert stage.journaled("tunnel_started") == 0
+
+
+def test_a_cloudflared_that_is_deaf_to_its_first_term_gets_a_second_one(tunnel):
+    stage = tunnel("--term-hangs", LEASE_TTL=60)
+    stage.start()
+    stage.serve()
+    stage.until_fact(phase=Phase.ready)
+    stage.publish("vllm", server_fact(NodePhase.waiting))
+    stage.until_fact(phase=Phase.stopped)
+    assert "SIGKILL" not in stage.cloudflared_log()
+
+
 @pytest.mark.parametrize(
-    ("code", "told"), [(255, "exit code 255): bad token"), (0, "does not know our arguments")], ids=["255", "0 unasked"]
+    ("code", "told"), [(255, "exit code 255): bad token"), (0, "does not know our arguments"), (1, "token is not valid")],
+    ids=["255", "0 unasked", "1 about its configuration"],
 )
 def test_a_fault_that_no_restart_mends_is_told_once_and_not_tried_again(tunnel, code, told):
-    stage = tunnel("--exit-after", "0.1", "--exit-code", str(code), "--exit-text", "'bad token'")
+    stage = tunnel("--exit-after", "0.1", "--exit-code", str(code), "--exit-text", "'bad token: token is not valid'")
     stage.start()
     stage.serve()
     assert told in stage.until_fact(phase=Phase.failed).detail

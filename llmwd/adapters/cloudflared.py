@@ -1,0 +1,139 @@
+"""Looking at cloudflared from outside: its log, its metrics server, its offline checks, the edge. Blocks: beside the loop."""
+
+import http.client
+import json
+import os
+import socket
+import subprocess
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import msgspec
+
+ANSWERS_WITHIN_S = 5.0
+RUNS_WITHIN_S = 15.0  # a program on a network file system; it takes 70 ms otherwise
+EDGE_WITHIN_S = 3.0
+LOOK_BYTES = 1 << 20
+TAIL_BYTES = 16 << 10
+SAID_MOST = 300
+
+
+class Look(msgspec.Struct, frozen=True):
+    """What one look told. connections: the living ones, None if /ready gave no answer. metrics: Prometheus' lines,
+    only while connected. hostname: a quick tunnel's. edge_answers: asked only while not connected."""
+
+    log: str
+    offset: int
+    address: str | None
+    connections: int | None
+    metrics: str = ""
+    hostname: str = ""
+    edge_answers: bool = False
+
+
+def size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0
+
+
+def read(path: Path, offset: int) -> tuple[str, int]:
+    """(what was logged from `offset` on, the first LOOK_BYTES of it: it may be a flood; where it ends now)."""
+    try:
+        with path.open("rb") as file:
+            end = os.fstat(file.fileno()).st_size
+            file.seek(offset if offset <= end else 0)  # shorter than it was: rotated
+            return file.read(LOOK_BYTES).decode(errors="replace"), end
+    except OSError:
+        return "", offset
+
+
+def tail(path: Path, offset: int) -> str:
+    """The end of what was logged from `offset` on."""
+    return read(path, max(offset, size(path) - TAIL_BYTES))[0]
+
+
+def look(
+    path: Path, offset: int, address: str | None, find_address: Callable[[str], str | None],
+    find_edges: Callable[[str], tuple[str, ...]], port: int,
+) -> Look:
+    """find_address, find_edges: read from new log where its metrics server is, and the addresses that it dials."""
+    log, end = read(path, offset)
+    address = address or find_address(log)
+    if address is None:
+        return Look(log, end, None, None)
+    connections = ready(address)
+    if connections:
+        found = _json(_get(address, "/quicktunnel"))
+        hostname = found.get("hostname") if isinstance(found, dict) else ""
+        metrics = (_get(address, "/metrics") or (0, ""))[1]
+        return Look(log, end, address, connections, metrics, hostname if isinstance(hostname, str) else "")
+    return Look(log, end, address, connections, edge_answers=answers(find_edges(log), port))
+
+
+def ready(address: str) -> int | None:
+    """Its living connections by /ready: the gauge of connections counts tries as well. None: no answer."""
+    answer = _get(address, "/ready")
+    found = _json(answer)
+    if answer is None or found is None:
+        return None
+    count = found.get("readyConnections") if isinstance(found, dict) else None
+    return count if answer[0] == 200 and isinstance(count, int) else 0
+
+
+def answers(edges: tuple[str, ...], port: int) -> bool:
+    """Whether one of these addresses takes a TCP connection."""
+    for edge in edges:
+        try:
+            socket.create_connection((edge, port), EDGE_WITHIN_S).close()
+            return True
+        except OSError:
+            continue
+    return False
+
+
+def version(program: str, env: Mapping[str, str]) -> tuple[str, str]:
+    """(its version, why it cannot be run or "")."""
+    status, said = _run([program, "version", "--short"], env)
+    return (said, "") if status == 0 else ("", said)
+
+
+def validate(program: str, config: str, env: Mapping[str, str]) -> str:
+    """Why cloudflared refuses the configuration in the file `config`; "" if it takes it. Needs no network."""
+    status, said = _run([program, "tunnel", "--config", config, "ingress", "validate"], env)
+    return "" if status == 0 else said
+
+
+def _run(argv: list[str], env: Mapping[str, str]) -> tuple[int, str]:
+    """(exit code, its last line). 1 with a sentence if it cannot be run."""
+    try:
+        done = subprocess.run(
+            argv, env=dict(env), stdin=subprocess.DEVNULL, capture_output=True, timeout=RUNS_WITHIN_S, start_new_session=True
+        )
+    except subprocess.TimeoutExpired:
+        return 1, f"it did not end within {RUNS_WITHIN_S:.0f} s"
+    except OSError as error:
+        return 1, error.strerror or str(error)
+    lines = (done.stdout + b"\n" + done.stderr).decode(errors="replace").split("\n")
+    said = [line.strip() for line in lines if line.strip()]
+    return done.returncode, (said[-1] if said else f"exit code {done.returncode}")[:SAID_MOST]
+
+
+def _get(address: str, path: str) -> tuple[int, str] | None:
+    connection = http.client.HTTPConnection(address, timeout=ANSWERS_WITHIN_S)
+    try:
+        connection.request("GET", path)
+        response = connection.getresponse()
+        return response.status, response.read(LOOK_BYTES).decode(errors="replace")
+    except (OSError, http.client.HTTPException):
+        return None
+    finally:
+        connection.close()
+
+
+def _json(answer: tuple[int, str] | None) -> object:
+    try:
+        return json.loads(answer[1]) if answer is not None else None
+    except ValueError:
+        return None
