@@ -432,7 +432,7 @@ def summary_rows(status: Status, now_at: float) -> list[tuple[str, str]]:
 
 
 def _spell_tunnel(tunnel: ShownTunnel, now_at: float) -> str:
-    """`ready for 3 min (named, 4 connections: ams01, fra03)`."""
+    """`ready for 3m (named, 4 connections: ams01, fra03)`."""
     age = age_s(tunnel.since, now_at)
     count = f"{tunnel.connections} connection{'s' if tunnel.connections != 1 else ''}" if tunnel.connections else ""
     places = f"{count}: {', '.join(tunnel.locations)}" if tunnel.locations else count

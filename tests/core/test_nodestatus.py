@@ -6,7 +6,7 @@ import msgspec
 import pytest
 
 from llmwd.core import nodestatus
-from llmwd.core.nodestatus import Facts, status_of
+from llmwd.core.nodestatus import Facts, status_of, summary_rows
 from llmwd.messages import (
     Courtesy,
     Expected,
@@ -22,6 +22,7 @@ from llmwd.messages import (
     RootFact,
     ServerFact,
     SourceState,
+    TunnelFact,
     WorkerState,
 )
 from llmwd.vocab import Holder, NodePhase, Phase, Reason, Worker
@@ -261,3 +262,14 @@ def test_what_is_expected_next_is_a_row_and_a_field(start_at: float | None, want
     assert (shown["who"], shown["gpus"]) == ("reservation maint", wanted) and (shown["start"] is None) is (start_at is None)
     silent = Facts(root=root(), server=server(), gpus=gpus(expected=expected, at_s=NOW_S - 60))
     assert status_of("m001", ROOT, silent, NOW_S).next is None
+
+
+def test_the_tunnel_is_shown_with_its_connections_their_places_and_since_when():
+    fact = TunnelFact(
+        phase=Phase.ready, detail="", hostname="llm.example.org", pid=7, since_at=1000.0, at_s=NOW_S, mode="named", connections=4,
+        locations=("ams01", "fra03"),
+    )  # fmt: skip
+    told = shown(tunnel=fact)
+    assert (told.tunnel.mode, told.tunnel.connections, told.tunnel.locations) == ("named", 4, ("ams01", "fra03"))
+    row = dict(summary_rows(told, 1180.0))["tunnel"]
+    assert row == "ready for 3m (named, 4 connections: ams01, fra03) · https://llm.example.org"

@@ -4,6 +4,7 @@ import json
 import subprocess
 
 from tests.ctl.stand import CHECKOUT
+from tests.fakes import cloudflared
 
 
 def activate(stand, name):
@@ -53,6 +54,29 @@ def test_check_passes_a_right_profile_and_finds_a_missing_program(stand):
     done = stand.ctl("check")
     assert done.returncode == 1
     assert "LLM_BIN" in done.stderr and "venv/bin/vllm" in done.stderr and "etc/config.env" in done.stderr
+
+
+def test_check_tells_everything_that_is_wrong_with_the_tunnel_together(stand, tmp_path):
+    stand.profile("good")
+    activate(stand, "good")
+    tunnel = "6f0b2f36-3f4c-4d40-9a2f-0f1d2c3b4a59"
+    secret = tmp_path / "credentials.json"
+    secret.write_text(json.dumps({"AccountTag": "a", "TunnelSecret": "c2hvcnQ=", "TunnelID": tunnel.replace("6", "7")}))
+    secret.chmod(0o644)
+    config = stand.dirs.home / "etc/config.env"
+    kept = config.read_text() if config.exists() else ""
+    settings = f"TUNNEL_HOSTNAME=llm.example.org\nTUNNEL_ID={tunnel}\nCLOUDFLARED_CREDS={secret}\nCLOUDFLARED_BIN="
+    config.write_text(f"{kept}\n{settings}/nowhere/cloudflared\n")
+    done = stand.ctl("check")
+    assert done.returncode == 1 and len(done.stderr.strip().splitlines()) == 4, done.stderr
+    for told in ("chmod 600", "shorter than 32 bytes", "correct one of them", "CLOUDFLARED_BIN: /nowhere/cloudflared is not there"):
+        assert told in done.stderr
+    secret.write_text(json.dumps({"AccountTag": "a", "TunnelSecret": "c2VjcmV0" * 6, "TunnelID": tunnel}))
+    secret.chmod(0o600)
+    config.write_text(f"{kept}\n{settings}{cloudflared.wrapper(tmp_path, '--refuses-config', 'no')}\n")
+    assert "refuses its configuration" in stand.ctl("check").stderr
+    cloudflared.wrapper(tmp_path)
+    assert stand.ctl("check").returncode == 0
 
 
 def test_switch_model_switches(stand):
