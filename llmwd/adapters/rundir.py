@@ -99,6 +99,12 @@ def make_private(path: Path, what: str) -> None:
             raise DirError(f"the {what} folder {path} can be replaced by others, who may write to {above}: name another folder")
     if found.st_mode & 0o077:
         try:
+            if any(path.iterdir()):
+                # It may be in use for something else: closing it would lock people out of what is theirs.
+                raise DirError(
+                    f"the {what} folder {path} can be read by others and is not empty: name another folder, or, if all "
+                    f"in it is llmwd's, `chmod 700 {path}`"
+                )
             path.chmod(0o700)
         except OSError as error:
             raise DirError(f"the {what} folder {path} cannot be made private: {error.strerror}") from error

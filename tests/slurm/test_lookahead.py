@@ -1,6 +1,7 @@
 """Look-ahead beside a real Slurm: what it prints of its plans, when we leave for them, and how often it is asked."""
 
 import os
+import select
 import shutil
 import signal
 import subprocess
@@ -24,7 +25,7 @@ AHEAD = ("squeue -a -h --local --states=PD", "scontrol -a -o show reservations")
 
 def asked(argv: list[str]) -> Answer:
     call = slurm.start(argv, 20)
-    wait_until(lambda: call._process.poll() is not None, 20)
+    assert select.select([call], [], [], 20)[0], f"no answer: {argv}"
     answer = call.answer()
     assert answer.status == 0 and not answer.stderr, answer
     return answer

@@ -91,8 +91,8 @@ def test_nothing_is_ever_signalled_by_its_name_or_its_user(supervised: Start) ->
     for path in sources:
         text = path.read_text()
         assert not re.search(r"\b(pkill|killall|pgrep|fuser)\b", text), path
-        # bashfile.py ends the group of a bash that it started and has not reaped, so its number cannot be another's.
-        assert path.name == "bashfile.py" or not re.search(r"\bos\.(kill|killpg)\(", text), path
+        # These end the group of a command that they started and have not reaped, so its number cannot be another's.
+        assert path.name in ("bashfile.py", "slurm.py") or not re.search(r"\bos\.(kill|killpg)\(", text), path
 
 
 def test_a_job_that_ends_while_another_begins_is_seen(supervised: Start) -> None:

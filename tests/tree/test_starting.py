@@ -1,5 +1,6 @@
 """Where and when a supervisor refuses to start, and how it takes new settings."""
 
+import contextlib
 import fcntl
 import os
 import signal
@@ -60,9 +61,16 @@ def test_somebody_who_only_asks_who_runs_is_not_taken_for_a_supervisor(supervise
     with lock.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_SH)  # as `status` does, for a moment
         tree.start()
-        fds = Path(f"/proc/{tree.process.pid}/fd")
-        wait_until(lambda: any(os.path.realpath(fd) == str(lock) for fd in fds.iterdir()), 20, every_s=0.001)
+        wait_until(lambda: has_open(tree.process.pid, lock), 20, every_s=0.001)
     tree.serving()
+
+
+def has_open(pid: int, path: Path) -> bool:
+    for fd in os.listdir(f"/proc/{pid}/fd"):
+        with contextlib.suppress(FileNotFoundError):  # closed since
+            if os.readlink(f"/proc/{pid}/fd/{fd}") == str(path):
+                return True
+    return False
 
 
 @pytest.fixture(params=["v2", "v1"])
