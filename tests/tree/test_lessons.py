@@ -32,7 +32,7 @@ def gone(tree: Supervised, within_s: float = 10) -> None:
 def with_tunnel(supervised: Start, folder: Path, *flags: str, **settings: object) -> Supervised:
     """Serving, with a stand-in cloudflared that is connected."""
     credentials = folder / "credentials.json"
-    credentials.write_text(json.dumps({"AccountTag": "a", "TunnelSecret": "c2VjcmV0", "TunnelID": TUNNEL["TUNNEL_ID"]}))
+    credentials.write_text(json.dumps({"AccountTag": "a", "TunnelSecret": "c2VjcmV0" * 6, "TunnelID": TUNNEL["TUNNEL_ID"]}))
     credentials.chmod(0o600)
     tree = supervised(
         {"FAKE_ENGINE": 1}, CLOUDFLARED_BIN=cloudflared.wrapper(folder, *flags), CLOUDFLARED_CREDS=credentials,
