@@ -113,7 +113,7 @@ def test_a_reservation_is_left_for_in_good_time_and_said(
     calls = tmp_path / "calls"
     tree = supervised_beside(slurm_node, tmp_path, LOOKAHEAD="on")
     tree.env["PATH"] = wrapped(tmp_path / "bin", calls)
-    tree.state.mkdir(parents=True, exist_ok=True)
+    tree.state.mkdir(0o700, parents=True, exist_ok=True)
     (tree.state / "load_times.json").write_text('{"fake":[0.5]}')
     tree.start()
     try:

@@ -326,7 +326,7 @@ def test_no_secret_is_in_a_command_line_a_log_the_status_a_message_a_notice_or_t
         "CLOUDFLARED_BIN": tunnel, "NTFY_SERVER": f"http://me:{planted['ntfy']}@127.0.0.1:{ntfy.server_port}", "NTFY_TOPIC": "t",
     }  # fmt: skip
     # It ends and quotes what it was given, and so does the server of the last profile.
-    tunnel.write_text(f'#!/bin/sh\necho "2026-11-23T00:00:00Z ERR failed with $(cat {tmp_path}/credentials.json)" >&2\nexit 1\n')
+    tunnel.write_text(f'#!/bin/sh\ncase "$*" in *version*) echo 2025.11.1; exit 0 ;; *validate) exit 0 ;; esac\necho "2026-11-23T00:00:00Z ERR failed with $(cat {tmp_path}/credentials.json)" >&2\nexit 1\n')
     tunnel.chmod(0o755)
     talkative = tmp_path / "talkative"
     talkative.write_text('#!/bin/sh\necho "ValueError: $HF_TOKEN $HUGGING_FACE_HUB_TOKEN $VLLM_API_KEY $https_proxy Bearer $VLLM_API_KEY"\nexit 1\n')
