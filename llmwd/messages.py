@@ -216,6 +216,21 @@ class ServerFact(Message, tag="server", kw_only=True):
     at_s: float
 
 
+class DoorFact(Message, tag="door", kw_only=True):
+    """From the front door's worker. phase stopped with detail "off": DOOR is off."""
+
+    phase: Phase
+    detail: str
+    socket: str | None = None  # the unix socket that it answers on, None: on none
+    port: int | None = None  # the same on 127.0.0.1
+    keys: int = 0  # that open it at present
+    reachable: bool = False  # requests reach the model
+    code: str = ""  # why not, the word that people get
+    pid: int | None = None
+    since_at: float
+    at_s: float
+
+
 class TunnelFact(Message, tag="tunnel", kw_only=True):
     """From the tunnel manager. phase stopped with detail "off": not configured. hostname: a quick tunnel's once it is
     known. connections: the living ones, to the locations (`ams01`) of Cloudflare's."""
@@ -267,7 +282,7 @@ class RootFact(Message, tag="root", kw_only=True):
     at_s: float
 
 
-Fact = JobsFact | GpusFact | ServerFact | TunnelFact | NoticesFact | RootFact
+Fact = JobsFact | GpusFact | ServerFact | DoorFact | TunnelFact | NoticesFact | RootFact
 
 
 class Envelope(Part, kw_only=True):

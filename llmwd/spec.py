@@ -25,6 +25,7 @@ CHILDREN: tuple[ChildSpec, ...] = (
     ChildSpec(Worker.detector, "llmwd.workers.detector", 2.0),
     ChildSpec(Worker.resolver, "llmwd.workers.resolver", 2.0),
     ChildSpec(Worker.vllm, "llmwd.workers.vllm", 8.0),
+    ChildSpec(Worker.door, "llmwd.workers.door", 4.0),
     ChildSpec(Worker.tunnel, "llmwd.workers.tunnel", 8.0),
 )
 

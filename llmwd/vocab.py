@@ -105,6 +105,7 @@ class Worker(Told):
     detector = "detector", "which Slurm jobs are on this node"
     resolver = "resolver", "who holds which GPU; grants the lease"
     vllm = "vllm", "runs one model on the leased GPUs"
+    door = "door", "the front door: keys, limits, and an answer while the model is away (Caddy)"
     tunnel = "tunnel", "public access through cloudflared"
     notifier = "notifier", "tells people through ntfy"
 

@@ -232,6 +232,11 @@ def retain_fact(runtime: Path, worker: str, data: bytes) -> None:
     os.replace(temporary, runtime / "facts" / f"{worker}.bin")
 
 
+def door_socket(runtime: Path) -> Path:
+    """The unix socket that the front door answers on (HTTP, mode 0600)."""
+    return runtime / "door.sock"
+
+
 def release_script(python: str) -> bytes:
     """What etc/slurm/prolog-llmwd.sh has `sh` run as us: `llmwd-ctl release` by the interpreter and code that run now.
 

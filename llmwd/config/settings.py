@@ -74,6 +74,24 @@ SETTINGS: tuple[SettingSpec, ...] = (
     SettingSpec(
         "HF_HOME", values.path(), "", "Hugging Face's folder for downloaded models; empty: its own default.", "", True
     ),
+    SettingSpec("DOOR", values.flag(), "true", "Whether the front door (Caddy) stands between the tunnel and vLLM."),
+    SettingSpec("DOOR_PORT", values.integer(0, 65535), "0", "The port of 127.0.0.1 that the front door answers on as well; 0: none."),
+    SettingSpec("CADDY_BIN", values.text(), "", "The caddy program; empty: the one of llmwd's environment, or on PATH."),
+    SettingSpec(
+        "DOOR_OPEN", values.choice("no", "yes-i-mean-it"), "no", "yes-i-mean-it: the front door asks for no key, of anybody."
+    ),
+    SettingSpec("DOOR_ALLOW", values.paths(), "", "More paths that pass the front door, such as /v1/rerank,/tokenize."),
+    SettingSpec("DOOR_MAX_BODY_MB", values.integer(1, 10000), "32", "The largest request that the front door takes.", "MB"),
+    SettingSpec(
+        "DOOR_MAX_REQUESTS", values.integer(1, 100000), "512", "The most requests that the front door has open at vLLM.", "requests"
+    ),
+    SettingSpec(
+        "DOOR_HOLD",
+        values.seconds(0, 3600),
+        "0",
+        "How long a request waits while the model is only restarting or loading; 0: it gets 503.",
+        "s",
+    ),
     SettingSpec("TUNNEL_HOSTNAME", values.hostname(), "", "The public name of the tunnel; empty: no tunnel."),
     SettingSpec(
         "TUNNEL_MODE",
@@ -191,6 +209,14 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     require_api_key: bool
     loopback_only: bool
     hf_home: str
+    door: bool
+    door_port: int
+    caddy_bin: str
+    door_open: str
+    door_allow: tuple[str, ...]
+    door_max_body_mb: int
+    door_max_requests: int
+    door_hold_s: float
     tunnel_hostname: str
     tunnel_mode: str
     tunnel_id: str

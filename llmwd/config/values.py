@@ -97,6 +97,17 @@ def path() -> Parser:
     return Parser("an absolute path (bash does not expand a ~ in quotes: write $HOME)", read)
 
 
+def paths() -> Parser:
+    """Paths of URLs, joined by commas. tuple[str, ...]"""
+
+    def read(text: str) -> tuple[str, ...] | None:
+        parts = tuple(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
+        good = all(re.fullmatch(r"(/[A-Za-z0-9_~-][A-Za-z0-9._~-]*)+", part) for part in parts)
+        return parts if good else None
+
+    return Parser("whole paths joined by commas, such as /v1/rerank,/tokenize", read)
+
+
 def url() -> Parser:
     found = _matching(r"https?://[^\s/?#]+(/[^\s?#]*)?", "an address that begins with https:// or http://")
     return Parser(found.wanted, lambda text: (found.read(text) or "").rstrip("/") or None, private=True)

@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 import msgspec
 
 from llmwd.messages import (
+    DoorFact,
     Envelope,
     Gpu,
     GpusFact,
@@ -36,13 +37,17 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     jobs: JobsFact | None = None
     gpus: GpusFact | None = None
     server: ServerFact | None = None
+    door: DoorFact | None = None
     tunnel: TunnelFact | None = None
     notices: NoticesFact | None = None
 
 
 def gather(envelopes: list[Envelope | None]) -> Facts:
     """Sort the retained facts by their kind; what is missing stays None."""
-    names = {RootFact: "root", JobsFact: "jobs", GpusFact: "gpus", ServerFact: "server", TunnelFact: "tunnel", NoticesFact: "notices"}
+    names = {
+        RootFact: "root", JobsFact: "jobs", GpusFact: "gpus", ServerFact: "server", DoorFact: "door",
+        TunnelFact: "tunnel", NoticesFact: "notices",
+    }  # fmt: skip
     return Facts(**{names[type(envelope.fact)]: envelope.fact for envelope in envelopes if envelope is not None})
 
 
@@ -100,6 +105,19 @@ class ShownExpected(msgspec.Struct, frozen=True):
     who: str
     start: str | None
     gpus: int | None
+
+
+class ShownDoor(msgspec.Struct, frozen=True):
+    """reachable: requests reach the model; else code says why not. port: on 127.0.0.1."""
+
+    phase: Phase = Phase.stopped
+    detail: str = ""
+    since: str | None = None
+    socket: str | None = None
+    port: int | None = None
+    keys: int = 0
+    reachable: bool = False
+    code: str = ""
 
 
 class ShownTunnel(msgspec.Struct, frozen=True):
@@ -169,6 +187,7 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     neighbour: ShownNeighbour | None = None
     memory: MemoryPressure | None = None
     next: ShownExpected | None = None
+    door: ShownDoor = ShownDoor()
     tunnel: ShownTunnel = ShownTunnel()
     hold: ShownHold | None = None
     gpu_map: ShownMap = ShownMap()
@@ -211,6 +230,7 @@ def status_of(node: str, running: tuple[int, int] | None, facts: Facts, now_s: f
         neighbour=_neighbour(server),
         next=_next(facts.gpus) if Worker.resolver not in stale else None,
         memory=facts.gpus.memory if facts.gpus and Worker.resolver not in stale else None,
+        door=_show_door(facts.door) if facts.door else ShownDoor(),
         tunnel=_show_tunnel(tunnel) if tunnel else ShownTunnel(),
         hold=_hold(facts.gpus),
         gpu_map=ShownMap(facts.gpus.map_certain, facts.gpus.map_why) if facts.gpus else ShownMap(),
@@ -223,6 +243,10 @@ def status_of(node: str, running: tuple[int, int] | None, facts: Facts, now_s: f
         stale=stale,
         root=ShownRoot(root.pid, iso(root.started_at), root.version),
     )
+
+
+def _show_door(fact: DoorFact) -> ShownDoor:
+    return ShownDoor(fact.phase, fact.detail, iso(fact.since_at), fact.socket, fact.port, fact.keys, fact.reachable, fact.code)
 
 
 def _show_tunnel(fact: TunnelFact) -> ShownTunnel:
@@ -265,6 +289,7 @@ def _stale(facts: Facts, now_s: float) -> tuple[str, ...]:
         Worker.detector: facts.jobs,
         Worker.resolver: facts.gpus,
         Worker.vllm: facts.server,
+        Worker.door: facts.door,
         Worker.tunnel: facts.tunnel,
         Worker.notifier: facts.notices,
     }
@@ -423,12 +448,25 @@ def summary_rows(status: Status, now_at: float) -> list[tuple[str, str]]:
         rows.append(("jobs", "; ".join(_spell_job(job) for job in status.jobs)))
     elif status.gpus:
         rows.append(("jobs", "none"))
+    if status.door.phase != Phase.stopped:
+        rows.append(("door", _spell_door(status.door)))
+    elif status.workers:
+        rows.append(("door", status.door.detail or "off"))
     if tunnel.phase != Phase.stopped:
         place = f"https://{tunnel.hostname}" if tunnel.hostname else None
         rows.append(("tunnel", " · ".join(part for part in (_spell_tunnel(tunnel, now_at), place, tunnel.detail) if part)))
     elif status.workers:
         rows.append(("tunnel", tunnel.detail or "off"))
     return rows
+
+
+def _spell_door(door: ShownDoor) -> str:
+    """`open · 2 keys · 127.0.0.1:8080`, `says yielded_to_job · …`, `failed · why`."""
+    if door.phase != Phase.ready:
+        return " · ".join(part for part in (str(door.phase), door.detail) if part)
+    keys = f"{door.keys} key{'s' if door.keys != 1 else ''}" if door.keys else "no key: llmwd-ctl key add NAME"
+    place = f"127.0.0.1:{door.port}" if door.port else ""
+    return " · ".join(part for part in ("open" if door.reachable else f"says {door.code}", keys, place, door.detail) if part)
 
 
 def _spell_tunnel(tunnel: ShownTunnel, now_at: float) -> str:

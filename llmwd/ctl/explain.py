@@ -116,7 +116,8 @@ def messages(as_json: bool) -> None:
         click.secho(f"\n{each.name}" + (f"  (tag {each.tag})" if each.tag else ""), bold=True)
         click.echo(click.formatting.wrap_text(each.meaning, 78, "  ", "  "))
         for field in each.fields:
-            click.echo(f"    {field.name}: {field.type}" + (f" = {field.default}" if field.default else ""))
+            line = f"{field.name}: {field.type}" + (f" = {field.default}" if field.default else "")
+            click.echo(click.wrap_text(line, 80, "    ", "        "))
 
 
 @explain.command(epilog=examples("llmwd-ctl explain settings"))

@@ -12,7 +12,7 @@ from llmwd.ctl.place import find_place
 from llmwd.ctl.program import Refusal, examples
 from llmwd.vocab import Worker
 
-NAMES = ("root", *(str(worker) for worker in Worker), "server", "cloudflared")
+NAMES = ("root", *(str(worker) for worker in Worker), "server", "caddy", "cloudflared")
 LOOK_EVERY_S = 0.1
 BLOCK_BYTES = 1 << 16
 
@@ -31,7 +31,7 @@ class LogName(click.ParamType):
 @click.option("-f", "--follow", is_flag=True, help="Go on printing what is added, until Ctrl-C.")
 @click.option("-n", "--lines", type=click.IntRange(0), default=40, show_default=True, help="How many last lines.")
 def logs(name: str, follow: bool, lines: int) -> None:
-    """Print the end of a log: root, a worker's, `server` (vLLM's own output) or `cloudflared`."""
+    """Print the end of a log: root, a worker's, `server` (vLLM's own output), `caddy` (with the front door's access log) or `cloudflared`."""
     if name not in NAMES:
         raise Refusal(f"there is no log {name!r}; there are: {', '.join(NAMES)}")
     path = find_place().logs / f"{name}.log"

@@ -80,9 +80,17 @@ def check(profile: str | None) -> None:
             f"{loaded.profile.llm_venv}, or set LLM_VENV (or LLM_BIN) in etc/config.env to where it is"
         )
     problems += _tunnel_problems(loaded.settings) if loaded.settings is not None else []
+    problems += _door_problems(loaded.settings) if loaded.settings is not None else []
     if problems:
         raise Refusal("\n".join(problems))
     click.echo(f"no problem: {loaded.profile.name} serves {loaded.profile.model_name}")
+
+
+def _door_problems(settings: Settings) -> list[str]:
+    from llmwd.adapters import caddy
+
+    why = caddy.survey(settings.caddy_bin)[1] if settings.door else ""
+    return [f"{CONFIG}: CADDY_BIN: {why} (or DOOR=false, and there is no front door)"] if why else []
 
 
 def _tunnel_problems(settings: Settings) -> list[str]:

@@ -178,6 +178,6 @@ def reset() -> None:
         raise Refusal("the supervisor has ended meanwhile", Exit.not_running)
     for name in sorted(failed):
         click.echo(f"{name}: started again")
-    for worker in (Worker.vllm, Worker.tunnel):
+    for worker in (Worker.vllm, Worker.door, Worker.tunnel):
         if worker not in failed:
             click.echo(f"{worker}: {give(dirs, worker, ResetOrder(by=asker()))}")

@@ -15,11 +15,12 @@ from collections.abc import Callable
 import msgspec
 
 from llmwd import redact
+from llmwd.adapters.rundir import door_socket
 from llmwd.config import Loaded, Settings
 from llmwd.core import restart, tunnelconfig, tunnelfaults
 from llmwd.core.tunnelconfig import NONE, QUICK
 from llmwd.core.tunnelfaults import Kind
-from llmwd.messages import Done, HolderState, Reply, ResetOrder, ServerFact, TunnelFact
+from llmwd.messages import Done, DoorFact, HolderState, Reply, ResetOrder, ServerFact, TunnelFact
 from llmwd.vocab import Phase, Worker
 from llmwd.workers.base import Boot, Shell, repeat_every_s
 from llmwd.workers.service import Service
@@ -41,6 +42,7 @@ class Tunnel:
         self.shell = shell
         self.settings: Settings = shell.boot.settings
         self.server: ServerFact | None = None
+        self.door: DoorFact | None = None
         self.heard = False  # of whom the tunnel follows, since this incarnation began
         self.stopping = False
         self.made_for: str | None = None  # the settings and the address that the living cloudflared was started for
@@ -82,7 +84,11 @@ class Tunnel:
         self.on_beat()
 
     def on_server(self, fact: ServerFact) -> None:
-        self.server, self.heard = fact, True
+        self.server, self.heard = fact, self.heard or not self.settings.door
+        self.reconcile()
+
+    def on_door(self, fact: DoorFact) -> None:
+        self.door, self.heard = fact, self.heard or self.settings.door
         self.reconcile()
 
     def on_reload(self, boot: Boot, loaded: Loaded) -> None:
@@ -147,6 +153,12 @@ class Tunnel:
     def _origin(self) -> str | None:
         if self.stopping or self.settings.tunnel_mode == NONE:
             return None
+        if self.settings.door:
+            phase, at_s = (self.door.phase, self.door.at_s) if self.door else (None, 0.0)
+            socket = str(door_socket(self.shell.boot.runtime))
+            return tunnelconfig.door_origin(
+                socket, phase, at_s, self.service.alive, 2 * self.settings.lease_ttl_s, time.monotonic()
+            )
         # Without its lease renewed, vLLM has ended after one LEASE_TTL, and its worker's death grows no younger fact.
         return tunnelconfig.origin(self.server, self.service.alive, 2 * self.settings.lease_ttl_s, time.monotonic())
 
@@ -154,7 +166,7 @@ class Tunnel:
         if url is None:
             # Just restarted, we have not heard of the server yet: leave what runs.
             waiting = not self.heard and not self.stopping and self.settings.tunnel_mode != NONE
-            return "" if waiting else "the model is not served any more"
+            return "" if waiting else "the front door is gone" if self.settings.door else "the model is not served any more"
         return "" if self.made_for == made_for(self.settings, url) else "its settings have changed"
 
     def _plan(self, url: str) -> None:
@@ -302,7 +314,7 @@ class Tunnel:
     def _why_stopped(self) -> str:
         if self.settings.tunnel_mode == NONE:
             return OFF_BY_MODE if self.settings.tunnel_hostname else OFF
-        return "waiting for the model"
+        return "waiting for the front door" if self.settings.door else "waiting for the model"
 
 
 def main(shell: Shell) -> None:
@@ -313,4 +325,5 @@ def main(shell: Shell) -> None:
     shell.answer(ResetOrder, tunnel.on_reset)
     tunnel.begin()
     shell.subscribe(Worker.vllm, tunnel.on_server)
+    shell.subscribe(Worker.door, tunnel.on_door)
     shell.ready()

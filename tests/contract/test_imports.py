@@ -34,6 +34,7 @@ ALLOWED = {
 SHARED_SHELLS = {
     "base", "service", "slurmdesk", "drivers", "readiness", "neighbour", "shortage", "standing", "prologs",
     "proving", "load", "usage", "ahead", "loadtimes", "tunnelplan", "tunnelwatch",
+    "doorkeyring", "doorsaid",
 }  # fmt: skip
 # A worker's look at files and programs before a start that a command takes as well: no loop, no bus, no state.
 LENT_TO_COMMANDS = {"llmwd.workers.tunnelplan"}

@@ -104,7 +104,7 @@ def test_every_message_has_its_own_tag_and_a_channel() -> None:
 
 def test_every_worker_has_one_fact_of_its_own_and_the_root_another() -> None:
     assert {kind.__struct_config__.tag for kind in members(wire.Fact)} == {
-        "jobs", "gpus", "server", "tunnel", "notices", "root",
+        "jobs", "gpus", "server", "door", "tunnel", "notices", "root",
     }  # fmt: skip
     assert len(vocab.Worker) == len(members(wire.Fact)) - 1
 

@@ -240,20 +240,22 @@ def test_switch_wait_gives_up_after_its_timeout(stand):
 def test_reset_goes_to_manager_tunnel_and_root(stand):
     stand.begin()
     stand.obliging_desk(Worker.vllm)
+    stand.obliging_desk(Worker.door)
     stand.obliging_desk(Worker.tunnel)
     assert stand.ctl("reset").returncode == 0
-    assert [type(order) for order in stand.orders] == [ResetOrder, ResetOrder]
+    assert [type(order) for order in stand.orders] == [ResetOrder] * 3
     wait_until(lambda: stand.signals == ["SIGUSR1"])
 
 
 def test_reset_does_not_ask_a_worker_in_quarantine_which_has_no_process_to_answer(stand):
     stand.begin()
     stand.say(stand.root_fact("vllm", "notifier"))
+    stand.obliging_desk(Worker.door)
     stand.obliging_desk(Worker.tunnel)
     done = stand.ctl("reset")
     assert done.returncode == 0
     assert "vllm: started again" in done.stdout and "notifier: started again" in done.stdout
-    assert len(stand.orders) == 1
+    assert len(stand.orders) == 2
 
 
 def test_stop_ends_the_root_and_returns_when_it_is_gone(stand):

@@ -23,7 +23,7 @@ from tests.waiting import wait_until
 CHECKOUT = Path(__file__).resolve().parents[2]
 FAKE_SERVER = CHECKOUT / "tests" / "fakes" / "server.py"
 MARK = "LLMWD_TEST"  # in the environment of everything a test starts
-WORKERS = ("notifier", "detector", "resolver", "vllm", "tunnel")
+WORKERS = ("notifier", "detector", "resolver", "vllm", "door", "tunnel")
 
 
 def free_port() -> int:
@@ -46,7 +46,7 @@ class Supervised:
         self.mark = uuid.uuid4().hex
         self.settings = {
             "SIM_GPUS": 8, "DETECTION": "sim", "RESUME_AFTER": 0.5, "LEASE_TTL": 6, "LLM_BIN": FAKE_SERVER,
-            "SERVER_PORT": self.port, "BACKOFF_MIN": 0.2, "LOG_LEVEL": "debug", **(settings or {}),
+            "SERVER_PORT": self.port, "BACKOFF_MIN": 0.2, "DOOR": "false", "LOG_LEVEL": "debug", **(settings or {}),
         }
         self.process: subprocess.Popen | None = None
         self.within: tuple[str, ...] = ()  # a program that becomes the supervisor in the end, such as unshare

@@ -14,7 +14,7 @@ import pytest
 
 from llmwd.adapters import procs
 from llmwd.core import tunnelfaults
-from llmwd.messages import Done, ResetOrder
+from llmwd.messages import Done, DoorFact, ResetOrder
 from llmwd.vocab import NodePhase, Phase
 from tests.fakes import cloudflared
 from tests.waiting import wait_until
@@ -40,12 +40,15 @@ class Tunnel(Stage):
         self.base = {
             "TUNNEL_HOSTNAME": "llm.example.org", "TUNNEL_ID": TUNNEL, "CLOUDFLARED_CREDS": credentials(folder),
             "CLOUDFLARED_BIN": cloudflared.wrapper(folder, "--report", str(self.report_path), *flags),
-            "LEASE_TTL": 4, "BACKOFF_MIN": 0.05,
+            "LEASE_TTL": 4, "BACKOFF_MIN": 0.05, "DOOR": "false",
         } | settings  # fmt: skip
         super().__init__(folder, "tunnel", **self.base)
 
     def serve(self, **fields: object) -> None:
         self.publish("vllm", server_fact(NodePhase.serving, **fields))
+
+    def door(self, phase: Phase) -> None:
+        self.publish("door", DoorFact(phase=phase, detail="", since_at=0.0, at_s=time.monotonic()))
 
     def report(self) -> dict:
         self.until(self.report_path.exists, what="a started cloudflared")
@@ -105,6 +108,26 @@ def test_it_waits_for_the_model_and_is_ready_only_once_cloudflared_is_connected(
     edge.touch()
     fact = stage.until_fact(phase=Phase.ready)
     assert fact.pid == stage.report()["pid"]
+
+
+def test_with_a_front_door_the_tunnel_leads_to_it_and_stays_while_the_model_goes(tunnel):
+    stage = tunnel(DOOR="true")
+    stage.start()
+    stage.serve()
+    stage.until_fact(phase=Phase.stopped, detail="waiting for the front door")
+    stage.door(Phase.ready)
+    pid = stage.until_fact(phase=Phase.ready).pid
+    config = (stage.dirs.runtime / "config-cloudflared.yml").read_text()
+    assert f'"unix:{stage.dirs.runtime}/door.sock"' in config
+    stage.publish("vllm", server_fact(NodePhase.yielding))
+    stage.publish("vllm", server_fact(NodePhase.waiting))
+    stage.door(Phase.backoff)
+    stage.door(Phase.ready)
+    beats = stage.worker.beats
+    stage.until(lambda: stage.worker.beats >= beats + 3)
+    assert (stage.fact.phase, stage.fact.pid) == (Phase.ready, pid)
+    stage.door(Phase.stopped)
+    stage.until_fact(phase=Phase.stopped, detail="waiting for the front door")
 
 
 def test_cloudflared_gets_a_private_configuration_and_a_clean_environment(tunnel, monkeypatch):

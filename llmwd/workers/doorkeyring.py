@@ -1,0 +1,63 @@
+"""The front door's keys as they count now: the file is read anew all the time, so that a change holds within a second."""
+
+import time
+from collections.abc import Callable
+
+from llmwd.adapters import doorkeys
+from llmwd.adapters.rundir import DirError
+from llmwd.core.doorkeys import Key, KeyFileError, in_force, next_end_at, parse
+from llmwd.workers.base import Shell
+
+READ_EVERY_S = 0.3
+LONGEST_WAIT_S = 60.0  # until a key ends: the wall clock may be set meanwhile
+
+
+class Keyring:
+    """on_change(): other keys are in force. problem: why the file cannot be used, and so no key is; else ""."""
+
+    def __init__(self, shell: Shell, on_change: Callable[[], None]):
+        self._shell = shell
+        self._on_change = on_change
+        self._path = doorkeys.path_in(shell.boot.state)
+        self._keys: tuple[Key, ...] = ()
+        self.problem = ""
+
+    def begin(self) -> None:
+        self._took(self._read())
+        self._watch()
+
+    def in_force(self) -> tuple[Key, ...]:
+        return in_force(self._keys, time.time())
+
+    def _read(self) -> tuple[tuple[Key, ...], str]:
+        try:
+            data = doorkeys.read_bytes(self._path)
+            return (parse(str(self._path), data) if data is not None else (), "")
+        except (DirError, KeyFileError) as error:
+            return (), str(error)
+
+    def _watch(self) -> None:
+        # Beside the loop: state folders lie on network file systems, where a look can take its time.
+        self._shell.beside(self._read, self._heard)
+
+    def _heard(self, found: tuple[tuple[Key, ...], str] | None) -> None:
+        if found is not None and found != (self._keys, self.problem):
+            self._took(found)
+            self._on_change()
+        self._shell.at("keys", time.monotonic() + READ_EVERY_S, self._watch)
+
+    def _took(self, found: tuple[tuple[Key, ...], str]) -> None:
+        if found[1] and found[1] != self.problem:
+            self._shell.log.error("no key opens the door: %s", found[1])
+        self._keys, self.problem = found
+        self._wait_for_an_end()
+
+    def _wait_for_an_end(self) -> None:
+        now_at = time.time()
+        end_at = next_end_at(self._keys, now_at)
+        if end_at is not None:
+            self._shell.at("key-ends", time.monotonic() + min(end_at - now_at, LONGEST_WAIT_S), self._ended)
+
+    def _ended(self) -> None:
+        self._wait_for_an_end()
+        self._on_change()
