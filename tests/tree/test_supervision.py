@@ -129,7 +129,7 @@ def test_a_holder_that_is_killed_takes_its_tree_with_it_and_the_server_is_starte
     after = tree.until(lambda status: status["phase"] == "serving" and status["server"]["pid"] != before["server"]["pid"])
     assert not old & {pid for pid, _ in tree.left()}
     assert after["server"]["deaths"] == 1
-    assert [worker["restarts"] for worker in after["workers"]] == [0] * 5
+    assert [worker["restarts"] for worker in after["workers"]] == [0] * 6
 
 
 @pytest.mark.parametrize("names", ["vllm holder", "holder vllm"])

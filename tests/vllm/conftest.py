@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.slurm.testbed import SlurmNode, missing
-from tests.tree.supervised import CHECKOUT, Supervised
+from tests.tree.supervised import CHECKOUT, Supervised, free_port
 
 HERE = Path(__file__).parent
 LEFT_OUT = pytest.StashKey[int]()
@@ -70,6 +70,7 @@ def started(embedded: Path, node: SlurmNode | None, tmp_path_factory: pytest.Tem
     settings = {
         "DETECTION": "stepd,cgroup2,gresused,procfs,sim" if node else "sim", "SLURM_NODE": node.node if node else "", "LEASE_TTL": LEASE_TTL_S,
         "RECONCILE": 3, "RESUME_AFTER": 0.5, "LLM_VENV": embedded / "venv", "LLM_BIN": embedded / "venv/bin/vllm",
+        "DOOR": "true", "DOOR_PORT": free_port(), "DOOR_OPEN": "yes-i-mean-it",
     }
     tree = Supervised(tmp_path_factory.mktemp("v"), settings, environ=node.env if node else None)
     tree.write_profile("smollm2", MODEL_NAME=embedded / "smollm2-135m", NUM_GPUS=1, VLLM_ARGS=ARGS)

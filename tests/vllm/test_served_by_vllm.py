@@ -3,14 +3,17 @@
 import http.client
 import json
 import os
+import re
 import signal
 import socket
 import threading
 from pathlib import Path
 
+import openai
 import pytest
 
 from llmwd.adapters import procs
+from llmwd.core import doorconfig
 from tests.slurm.testbed import SlurmNode
 from tests.tree.supervised import Supervised
 from tests.vllm.conftest import LEASE_TTL_S
@@ -130,6 +133,35 @@ def test_a_job_that_lands_while_vllm_loads_finds_no_process_of_it_and_it_comes_b
     node.scancel(job)
     tree.serving(LOADS_WITHIN_S)
     assert "Paris" in ask(tree, CAPITAL, temperature=0)
+
+
+def fetched(port: int, method: str, path: str) -> tuple[int, bytes]:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+    try:
+        connection.request(method, path, b"{}" if method != "GET" else None, {"Content-Type": "application/json"})
+        response = connection.getresponse()
+        return response.status, response.read()
+    finally:
+        connection.close()
+
+
+def test_of_all_that_vllm_serves_only_the_listed_passes_the_door(tree: Supervised) -> None:
+    tree.serving(LOADS_WITHIN_S)
+    door = int(tree.settings["DOOR_PORT"])
+    wait_until(lambda: fetched(door, "GET", "/health")[0] == 200)
+    routes = json.loads(fetched(tree.port, "GET", "/openapi.json")[1])["paths"]
+    hidden = ("/metrics", "/metrics/", "/docs", "/redoc", "/openapi.json", "/invocations", "/version")  # some are in no schema
+    asked = {(method.upper(), path) for path, methods in routes.items() for method in methods}
+    asked |= {(method, path) for path in hidden for method in ("GET", "POST")}
+    assert len(asked) > 30 and ("POST", "/v1/chat/completions") in asked
+    for method, path in sorted(asked):
+        status, body = fetched(door, method, re.sub(r"[{].*?[}]", "x", path))
+        passes = method in doorconfig.PATHS.get(path, ())
+        assert (status in (404, 405) and b"is not served" in body) != passes, (method, path, status, body[:200])
+    client = openai.OpenAI(api_key="none", base_url=f"http://127.0.0.1:{door}/v1", max_retries=0)
+    message = [{"role": "user", "content": CAPITAL}]
+    parts = client.chat.completions.create(model="smollm2", messages=message, stream=True, max_tokens=40)
+    assert "Paris" in "".join(part.choices[0].delta.content or "" for part in parts)
 
 
 @pytest.mark.slurm
