@@ -10,6 +10,7 @@ import threading
 import time
 from pathlib import Path
 
+import httpx
 import openai
 import pytest
 
@@ -113,10 +114,10 @@ def test_a_job_in_the_middle_of_a_stream_ends_it_and_clients_are_told_until_the_
     assert next(iter(stream)).choices[0].delta.content == " ok"
     tree.job(1, "0-7")
     began_s = time.monotonic()
-    with pytest.raises((openai.APIError, openai.OpenAIError, Exception)) as cut:
+    with pytest.raises((openai.APIConnectionError, httpx.RemoteProtocolError)):
         for _ in stream:
             pass
-    assert time.monotonic() - began_s < 10 and not isinstance(cut.value, AssertionError)
+    assert time.monotonic() - began_s < 10
     with pytest.raises(openai.APIStatusError) as refused:
         out.stream(1)
     assert refused.value.status_code == 503 and refused.value.code == "yielded_to_job"
@@ -262,3 +263,14 @@ def test_a_door_that_shall_be_open_asks_nobody(outside):
     out.keys()
     out.tree.serving()
     wait_until(lambda: out.status("GET", "/v1/models", {}) == 200)
+
+
+def test_503_comes_within_50_ms_in_the_median(outside):
+    out = outside({"FAKE_READY_AFTER": 60})
+    wait_until(lambda: out.says("loading"))
+    took_s = []
+    for _ in range(40):
+        began_s = time.monotonic()
+        assert out.status("POST", "/v1/chat/completions", body=b"{}") == 503
+        took_s.append(time.monotonic() - began_s)
+    assert sorted(took_s)[20] < 0.05
