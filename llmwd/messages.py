@@ -247,7 +247,7 @@ class TunnelFact(Message, tag="tunnel", kw_only=True):
 
 
 class NoticesFact(Message, tag="notices", kw_only=True):
-    """From the notifier."""
+    """From the notifier. detail: off, or what hinders sending; failed: given up; lost: too old, or too many."""
 
     phase: Phase
     detail: str
@@ -255,6 +255,11 @@ class NoticesFact(Message, tag="notices", kw_only=True):
     failed: int = 0
     waiting: int = 0
     at_s: float
+    lost: int = 0
+    last_sent_at: float | None = None
+    kept: str = ""  # why the outbox is not on disk, "" while it is
+    deadman_at: float | None = None  # when the server tells that we are dead, unless it is renewed
+    deadman: str = ""  # why there is none though it is wanted
 
 
 class WorkerState(Part, kw_only=True):
@@ -319,8 +324,15 @@ class SwitchOrder(Message, tag="switch", kw_only=True):
 
 
 class ResetOrder(Message, tag="reset", kw_only=True):
-    """To the vLLM manager or the tunnel manager: forget the failures and try again."""
+    """To the vLLM manager, the tunnel manager, the front door or the notifier: forget the failures and try again."""
 
+    by: str
+
+
+class NotifyOrder(Message, tag="notify", kw_only=True):
+    """To the notifier: a notice to try it. Done when all were told, or wait; Refused when one refuses."""
+
+    message: str
     by: str
 
 
@@ -333,7 +345,7 @@ class ReleaseOrder(Message, tag="release_gpus", kw_only=True):
     by: str
 
 
-Order = YieldOrder | ResumeOrder | SwitchOrder | ResetOrder | ReleaseOrder
+Order = YieldOrder | ResumeOrder | SwitchOrder | ResetOrder | NotifyOrder | ReleaseOrder
 
 
 class Done(Message, tag="done", kw_only=True):

@@ -79,6 +79,12 @@ def _arguments(words: list[str]) -> list[str | None]:
 def _in_variable(name: str, value: str) -> list[str]:
     if _NAMED_SO.fullmatch(name):
         return [value]
+    if name == "NOTIFY_URLS":
+        # Each service has its secrets in other places of its address: the whole, and all that is too long for a word.
+        urls = value.split()
+        parts = [part for url in urls for part in re.split(r"[/:@?&=#]", url.partition("://")[2]) if "." not in part]
+        users = [secret for url in urls for secret in _in_variable("", url)]
+        return [*urls, *users, *(each for part in parts if len(part) >= 10 for each in (part, unquote(part)))]
     if "://" not in value or "@" not in value:
         return []
     try:

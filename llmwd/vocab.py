@@ -110,6 +110,25 @@ class Worker(Told):
     notifier = "notifier", "tells people through ntfy"
 
 
+class Event(Told):
+    """What people are told of (NTFY_EVENTS chooses; digest and test are always told)."""
+
+    serving = "serving", "a model answers"
+    yielding = "yielding", "GPUs are given back to a job or to others"
+    resumed = "resumed", "the model answers again after a yield, a hold or a failure"
+    switched = "switched", "another model answers"
+    crashed = "crashed", "vLLM ended by itself and is started again"
+    failed = "failed", "vLLM cannot be served without the operator"
+    quarantined = "quarantined", "a worker of llmwd ended too often, or works again"
+    tunnel = "tunnel", "the tunnel is up, down or failed"
+    held = "held", "somebody keeps llmwd away from the GPUs"
+    budget = "budget", "llmwd keeps itself away from the GPUs, because it broke a promise or cannot trust what it sees"
+    stopped = "stopped", "llmwd ends in order"
+    back = "back", "llmwd is heard of again after its dead man's notice"
+    digest = "digest", "how much was never told"
+    test = "test", "`llmwd-ctl notify`"
+
+
 class Exit:
     """Exit codes of llmwd's programs."""
 

@@ -1,11 +1,16 @@
 """Publishing to ntfy. Blocks: only for use beside the loop. `requests` is imported with the first send, because a
 node without notices need not hold its memory."""
 
+import base64
 import time
 from enum import StrEnum
 from urllib.parse import urlsplit
 
 import msgspec
+
+from llmwd import redact
+from llmwd.adapters import secretfile
+from llmwd.adapters.rundir import DirError
 
 CONNECT_WITHIN_S = 5.0
 ANSWER_WITHIN_S = 10.0
@@ -22,12 +27,39 @@ class Result(StrEnum):
 
 
 class Outcome(msgspec.Struct, frozen=True):
-    """What became of one publish. why never holds the topic. status: of HTTP; code: ntfy's own error code."""
+    """What became of one publish. why never holds the topic. status: of HTTP; code: ntfy's own error code; replaces:
+    the server knows sequence ids (from ntfy 2.16 on)."""
 
     result: Result
     why: str = ""
     status: int | None = None
     code: int | None = None
+    replaces: bool = False
+
+
+class Access(msgspec.Struct, frozen=True):
+    """What proves that we may publish: an access token, or user and password, by files of their own; all may be ""."""
+
+    token_file: str = ""
+    user: str = ""
+    password_file: str = ""
+
+    def headers(self) -> dict[str, str]:
+        """Read anew for each send, because tokens are renewed. Raises DirError with a sentence."""
+        if self.token_file:
+            return {"Authorization": f"Bearer {_learnt('NTFY_TOKEN_FILE', self.token_file)}"}
+        if self.user and self.password_file:
+            pair = f"{self.user}:{_learnt('NTFY_PASSWORD_FILE', self.password_file)}"
+            encoded = base64.b64encode(pair.encode()).decode()
+            redact.learn([encoded])
+            return {"Authorization": f"Basic {encoded}"}
+        return {}
+
+
+def _learnt(setting: str, path: str) -> str:
+    secret = secretfile.read(setting, path)
+    redact.learn([secret])
+    return secret
 
 
 class _Answer(msgspec.Struct):
@@ -36,19 +68,33 @@ class _Answer(msgspec.Struct):
     id: str | None = None
     code: int | None = None
     error: str = ""
+    sequence_id: str = ""
 
 
-def publish(server: str, topic: str, body: bytes) -> Outcome:
+def publish(server: str, topic: str, body: bytes, access: Access = Access()) -> Outcome:
     """POST the JSON `body` to `server` (https://host, maybe with user:password@)."""
+    return _ask("POST", server, server, topic, body, access)
+
+
+def cancel(server: str, topic: str, sid: str, access: Access = Access()) -> Outcome:
+    """Take back what is scheduled, or shown, under this sequence id. sent: done."""
+    return _ask("DELETE", server, f"{server}/{topic}/{sid}", topic, b"", access)
+
+
+def _ask(method: str, server: str, url: str, topic: str, body: bytes, access: Access) -> Outcome:
     import requests
 
     where = shown(server)
     end_s = time.monotonic() + ANSWER_WITHIN_S
     try:
+        headers = {"Content-Type": "application/json"} | access.headers()
+    except DirError as error:
+        return Outcome(Result.refused, str(error))
+    try:
         # A redirected POST comes back as a GET, which ntfy answers with 200 and its start page.
-        with requests.post(
-            server, data=body, headers={"Content-Type": "application/json"}, stream=True, allow_redirects=False,
-            timeout=(CONNECT_WITHIN_S, ANSWER_WITHIN_S),
+        with requests.request(
+            method, url, data=body, headers=headers, stream=True, allow_redirects=False,
+            timeout=(CONNECT_WITHIN_S, ANSWER_WITHIN_S), auth=_as_told if access.token_file or access.user else None,
         ) as response:  # fmt: skip
             text = b""
             for chunk in response.iter_content(1024):
@@ -64,6 +110,11 @@ def publish(server: str, topic: str, body: bytes) -> Outcome:
         return Outcome(Result.again, f"{where} does not answer within {ANSWER_WITHIN_S:g} s")
     except requests.exceptions.RequestException as error:
         return Outcome(Result.again, f"{where} cannot be reached ({type(error).__name__})")
+
+
+def _as_told(request: object) -> object:
+    """Without this, requests would put what ~/.netrc says in the place of our own Authorization."""
+    return request
 
 
 def shown(server: str) -> str:
@@ -85,7 +136,7 @@ def _judge(status: int, text: bytes, where: str, topic: str) -> Outcome:
         # The topic is the password of an open server, and some errors quote it.
         said += f": {answer.error.replace(topic, '***')[:LONGEST_WHY]}"
     if status == 200 and answer.id:
-        return Outcome(Result.sent, status=status)
+        return Outcome(Result.sent, status=status, replaces=bool(answer.sequence_id))
     if status == 200:
         return Outcome(Result.again, f"{where} answers, but not as ntfy does (a login page in between?)", status)
     if status in REFUSED or 300 <= status < 400:

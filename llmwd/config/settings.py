@@ -3,7 +3,7 @@
 import msgspec
 
 from llmwd.config import values
-from llmwd.vocab import Source
+from llmwd.vocab import Event, Source
 
 
 class SettingSpec(msgspec.Struct, frozen=True):
@@ -28,6 +28,8 @@ class SettingSpec(msgspec.Struct, frozen=True):
         return self.parse.wanted
 
 
+# What an operator may want to hear of; the other events say what happened to the notices themselves.
+_EVENTS = tuple(event.value for event in Event if event not in (Event.back, Event.digest, Event.test))
 _SOURCES = tuple(source.value for source in Source if source is not Source.prolog)
 
 SETTINGS: tuple[SettingSpec, ...] = (
@@ -40,6 +42,22 @@ SETTINGS: tuple[SettingSpec, ...] = (
         "default",
         "The priority of an ordinary notice.",
     ),
+    SettingSpec("NTFY_TOKEN_FILE", values.path(), "", "The file (chmod 600) with an access token of the ntfy server."),
+    SettingSpec("NTFY_USER", values.text(), "", "The user at the ntfy server, with NTFY_PASSWORD_FILE."),
+    SettingSpec("NTFY_PASSWORD_FILE", values.path(), "", "The file (chmod 600) with that user's password."),
+    SettingSpec("NTFY_TAGS", values.tags(), "", "More tags for each notice, such as gpu,lab."),
+    SettingSpec(
+        "NTFY_CLICK", values.click(), "", "The address that a notice leads to; empty: https://TUNNEL_HOSTNAME/ where that is set."
+    ),
+    SettingSpec("NTFY_EVENTS", values.names("all", *_EVENTS), "all", "What is told, by ntfy and others."),
+    SettingSpec(
+        "NTFY_DEADMAN",
+        values.integer(0, 4000),
+        "0",
+        "The ntfy server tells when nothing was heard from this node for so long; 0: never.",
+        "minutes",
+    ),
+    SettingSpec("NOTIFY_URLS", values.urls(), "", "Other services that notices go to: apprise's addresses, with blanks between them."),
     SettingSpec(
         "CUDA_SETUP", values.flag(), "false", "Whether this node needs the two CUDA overrides below.", by_profile=True
     ),
@@ -200,6 +218,14 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     ntfy_topic: str
     ntfy_server: str
     ntfy_priority: str
+    ntfy_token_file: str
+    ntfy_user: str
+    ntfy_password_file: str
+    ntfy_tags: tuple[str, ...]
+    ntfy_click: str
+    ntfy_events: tuple[str, ...]
+    ntfy_deadman: int
+    notify_urls: tuple[str, ...]
     cuda_setup: bool
     cuda12_lib: str
     cuda_home_override: str

@@ -113,6 +113,32 @@ def url() -> Parser:
     return Parser(found.wanted, lambda text: (found.read(text) or "").rstrip("/") or None, private=True)
 
 
+def urls() -> Parser:
+    """Addresses joined by blanks, each of which may hold secrets. tuple[str, ...]"""
+
+    def read(text: str) -> tuple[str, ...] | None:
+        parts = tuple(dict.fromkeys(text.split()))
+        good = all(re.fullmatch(r"[A-Za-z][A-Za-z0-9+.-]*://[^\x00-\x1f\x7f]+", part) for part in parts)
+        return parts if good else None
+
+    return Parser("addresses as apprise knows them, such as slack://..., with blanks between them", read, private=True)
+
+
+def tags() -> Parser:
+    """Words joined by commas. tuple[str, ...]"""
+
+    def read(text: str) -> tuple[str, ...] | None:
+        parts = tuple(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
+        good = all(part.isprintable() and not re.search(r"\s", part) for part in parts)
+        return parts if good and len(text.encode()) <= 150 else None
+
+    return Parser("words joined by commas, at most 150 bytes", read)
+
+
+def click() -> Parser:
+    return _matching(r"[a-z][a-z0-9+.-]*:[^\s]{1,1000}", "an address such as https://llm.example.org/")
+
+
 def text() -> Parser:
     return _matching(r"[^\x00-\x1f\x7f]*", "one line of text")
 

@@ -130,6 +130,21 @@ class ShownTunnel(msgspec.Struct, frozen=True):
     locations: tuple[str, ...] = ()
 
 
+class ShownNotices(msgspec.Struct, frozen=True):
+    """waiting: in the outbox; kept: why that is not on disk; deadman: when the server tells that we are dead, unless renewed."""
+
+    phase: Phase = Phase.stopped
+    detail: str = ""
+    waiting: int = 0
+    sent: int = 0
+    failed: int = 0
+    lost: int = 0
+    last_sent: str | None = None
+    kept: str = ""
+    deadman: str | None = None
+    deadman_detail: str = ""
+
+
 class ShownHold(msgspec.Struct, frozen=True):
     since: str | None
     until: str | None
@@ -189,6 +204,7 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     next: ShownExpected | None = None
     door: ShownDoor = ShownDoor()
     tunnel: ShownTunnel = ShownTunnel()
+    notices: ShownNotices = ShownNotices()
     hold: ShownHold | None = None
     gpu_map: ShownMap = ShownMap()
     release: ShownRelease | None = None
@@ -232,6 +248,7 @@ def status_of(node: str, running: tuple[int, int] | None, facts: Facts, now_s: f
         memory=facts.gpus.memory if facts.gpus and Worker.resolver not in stale else None,
         door=_show_door(facts.door) if facts.door else ShownDoor(),
         tunnel=_show_tunnel(tunnel) if tunnel else ShownTunnel(),
+        notices=_show_notices(facts.notices) if facts.notices else ShownNotices(),
         hold=_hold(facts.gpus),
         gpu_map=ShownMap(facts.gpus.map_certain, facts.gpus.map_why) if facts.gpus else ShownMap(),
         release=_release(facts.gpus),
@@ -253,6 +270,13 @@ def _show_tunnel(fact: TunnelFact) -> ShownTunnel:
     return ShownTunnel(
         fact.phase, fact.detail, fact.hostname, fact.mode, iso(fact.since_at), fact.connections, fact.locations
     )
+
+
+def _show_notices(fact: NoticesFact) -> ShownNotices:
+    return ShownNotices(
+        fact.phase, fact.detail, fact.waiting, fact.sent, fact.failed, fact.lost, iso(fact.last_sent_at), fact.kept,
+        iso(fact.deadman_at), fact.deadman,
+    )  # fmt: skip
 
 
 def _node_phase(
@@ -457,7 +481,22 @@ def summary_rows(status: Status, now_at: float) -> list[tuple[str, str]]:
         rows.append(("tunnel", " · ".join(part for part in (_spell_tunnel(tunnel, now_at), place, tunnel.detail) if part)))
     elif status.workers:
         rows.append(("tunnel", tunnel.detail or "off"))
+    if status.notices.phase != Phase.stopped:
+        rows.append(("notices", _spell_notices(status.notices, now_at)))
     return rows
+
+
+def _spell_notices(found: ShownNotices, now_at: float) -> str:
+    """`none waits · last sent 3m ago · dead man's notice in 28m`, `ALARM: … · 3 wait`."""
+    parts = [f"ALARM: {found.detail}" if found.phase == Phase.failed else "", f"{found.waiting or 'none'} wait{'' if found.waiting > 1 else 's'}"]
+    age, fires = age_s(found.last_sent, now_at), age_s(found.deadman, now_at)
+    parts.append(f"last sent {spell_duration(age)} ago" if age is not None else "")
+    parts.append(f"{found.lost} never told" if found.lost else "")
+    parts.append(found.detail if found.phase != Phase.failed else "")
+    parts.append(f"in memory only ({found.kept})" if found.kept else "")
+    parts.append(f"dead man's notice in {spell_duration(-fires)}" if fires is not None else "")
+    parts.append(f"dead man's notice: {found.deadman_detail}" if found.deadman_detail else "")
+    return " · ".join(part for part in parts if part)
 
 
 def _spell_door(door: ShownDoor) -> str:

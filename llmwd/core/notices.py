@@ -1,10 +1,9 @@
-"""What people are told, and when: a pure function from the workers' facts to notices, and when a send is tried again.
+"""What people are told: a pure function from the workers' facts to notices.
 
 Theory of operation. Three things are told about: the server, the tunnel and our own workers (`About`). For each, facts are reduced to a
 situation with a key; a notice is due when the key differs from the last one noticed. Situations that people need not
-hear of (loading, waiting for GPUs) have no key and leave the last one standing. What was told is kept on disk by the
-notifier (`Told`), so that its next incarnation does not repeat it. A notice that nobody has been sent yet is
-replaced by the next one about the same thing.
+hear of (loading, waiting for GPUs) have no key and leave the last one standing. What was noticed is kept on disk
+(`Told`) with the notices that wait (core/outbox), so that the notifier's next incarnation repeats nothing.
 """
 
 from enum import StrEnum
@@ -12,24 +11,11 @@ from enum import StrEnum
 import msgspec
 
 from llmwd.messages import GpusFact, Revocation, ServerFact, TunnelFact, WorkerState
-from llmwd.vocab import NodePhase, Phase, Reason
-
-# ntfy's limits are 4096 and 1024 bytes and a body of 8192 (docs and server); what is longer becomes an attachment or 400.
-MESSAGE_BYTES = 3900
-TITLE_BYTES = 250
-BODY_BYTES = 8000
-PRIORITIES = {"min": 1, "low": 2, "default": 3, "high": 4, "max": 5, "urgent": 5}
-ALARM_PRIORITY = 4
+from llmwd.vocab import Event, NodePhase, Phase, Reason
 
 STOPPED = "stopped"
 YIELD_HOLD_S = 3.0  # a release takes less: then one notice says both that and how fast
 TUNNEL_DOWN_HOLD_S = 15.0  # a connection that comes back by then is nobody's concern
-
-RETRY_MIN_S = 2.0
-RETRY_LIMITED_MIN_S = 5.0  # ntfy says 429 without a Retry-After, and gives one request back every 5 s
-RETRY_MAX_S = 300.0
-RETRY_DAY_S = 3600.0
-DAILY_QUOTA = 42908
 
 # Why GPUs are given back that has nothing to do with a wish of the operator.
 YIELDS = frozenset(
@@ -54,21 +40,25 @@ class Told(msgspec.Struct, frozen=True):
 
 
 class Notice(msgspec.Struct, frozen=True):
-    """One thing to tell. profile: of a model that is served now; alarm: more urgent than others; hold_s: not to be
-    sent before, in case it is replaced."""
+    """One thing to tell. about, key: None, "" for what is no situation; profile: of a model that is served now; alarm:
+    more urgent than others; hold_s: not to be sent before, in case it is replaced; log: the file in the folder of logs
+    whose last lines belong to it."""
 
-    about: About
+    about: About | None
     key: str
     title: str
     message: str
     tag: str
+    event: Event
     profile: str = ""
     alarm: bool = False
     hold_s: float = 0.0
+    log: str = ""
 
 
 class Seen(msgspec.Struct, frozen=True, kw_only=True):
-    """The latest facts. holding: the server's last one with processes on GPUs; gone_s: when there were none after it."""
+    """The latest facts. holding: the server's last one with processes on GPUs; gone_s: when there were none
+    after it; door: the tunnel stays up while the model is away."""
 
     node: str
     server: ServerFact | None = None
@@ -77,6 +67,7 @@ class Seen(msgspec.Struct, frozen=True, kw_only=True):
     tunnel: TunnelFact | None = None
     gpus: GpusFact | None = None
     workers: tuple[WorkerState, ...] = ()
+    door: bool = False
 
 
 def heard(seen: Seen, fact: ServerFact) -> Seen:
@@ -104,6 +95,8 @@ def consider(told: Told, seen: Seen) -> tuple[Notice, ...]:
 
 def after(told: Told, notice: Notice) -> Told:
     """What has been told once the notice is."""
+    if notice.about is None:
+        return told
     if notice.about is About.tunnel:
         return msgspec.structs.replace(told, tunnel=notice.key)
     if notice.about is About.workers:
@@ -116,7 +109,7 @@ def after(told: Told, notice: Notice) -> Told:
 def stopped(node: str) -> Notice:
     """llmwd ends on this node."""
     text = "No model is served here until it is started again."
-    return Notice(About.server, STOPPED, f"Stopped: llmwd on {node}", text, "octagonal_sign")
+    return Notice(About.server, STOPPED, f"Stopped: llmwd on {node}", text, "octagonal_sign", Event.stopped)
 
 
 # --- the server ------------------------------------------------------------------------------------------
@@ -133,7 +126,7 @@ def _server(told: Told, seen: Seen) -> Notice | None:
             return _yielding(seen, server)
         case NodePhase.waiting if server.reason is Reason.server_backoff:
             title, text = f"vLLM ended by itself on {seen.node}", f"It is started again. {server.detail}".strip()
-            return Notice(About.server, "crashed", title, text, "boom", alarm=True)
+            return Notice(About.server, "crashed", title, text, "boom", Event.crashed, alarm=True)
         case NodePhase.waiting:
             return _yielded(told, seen, server)
         case NodePhase.held:
@@ -141,8 +134,9 @@ def _server(told: Told, seen: Seen) -> Notice | None:
         case NodePhase.failed:
             text = f"{_sentence(server.reason.meaning)} {server.detail}".strip()
             return Notice(
-                About.server, f"failed:{server.reason}", f"Failed on {seen.node}", text, "rotating_light", alarm=True
-            )
+                About.server, f"failed:{server.reason}", f"Failed on {seen.node}", text, "rotating_light", Event.failed,
+                alarm=True, log="server.log" if server.reason is Reason.server_failed else "",
+            )  # fmt: skip
     return None
 
 
@@ -154,19 +148,19 @@ def _serving(told: Told, seen: Seen, server: ServerFact) -> Notice:
     where = f"https://{hostname}" if hostname else server.url or "no address"
     text = f"{server.model_name or profile} answers on {_gpus(server.holding)} at {where}"
     if told.profile and told.profile != profile:
-        title, text = f"Switched to {profile} on {seen.node}", f"{text} (before: {told.profile})"
+        event, title, text = Event.switched, f"Switched to {profile} on {seen.node}", f"{text} (before: {told.profile})"
     elif told.server.startswith(("yield", "held", "crashed", "failed")):
-        title = f"Resumed: {profile} on {seen.node}"
+        event, title = Event.resumed, f"Resumed: {profile} on {seen.node}"
     else:
-        title = f"Serving {profile} on {seen.node}"
-    return Notice(About.server, key, title, text, "white_check_mark", profile=profile)
+        event, title = Event.serving, f"Serving {profile} on {seen.node}"
+    return Notice(About.server, key, title, text, "white_check_mark", event, profile=profile)
 
 
 def _yielding(seen: Seen, server: ServerFact) -> Notice:
     text = f"{_gpus(server.holding)} are being given back. {_why(seen, server)}"
     return Notice(
         About.server, f"yielding:{server.lease_epoch}", _to_whom("Yielding", seen, server), text,
-        "hourglass_flowing_sand", hold_s=YIELD_HOLD_S,
+        "hourglass_flowing_sand", Event.yielding, hold_s=YIELD_HOLD_S,
     )  # fmt: skip
 
 
@@ -183,7 +177,7 @@ def _yielded(told: Told, seen: Seen, server: ServerFact) -> Notice | None:
     gone = _gpus(before.holding) if before is not None else "The GPUs"
     told_of = before if before is not None and before.reason in YIELDS else server
     text = f"{gone} were given back{_took(seen)}. {_why(seen, told_of)}"
-    return Notice(About.server, key, _to_whom("Yielded", seen, told_of), text, "hourglass_flowing_sand")
+    return Notice(About.server, key, _to_whom("Yielded", seen, told_of), text, "hourglass_flowing_sand", Event.yielding)
 
 
 def _took(seen: Seen) -> str:
@@ -218,10 +212,16 @@ def _why(seen: Seen, server: ServerFact) -> str:
 
 def _held(seen: Seen) -> Notice:
     hold = seen.gpus.hold if seen.gpus is not None else None
+    if hold is not None and hold.reason is not Reason.held:
+        text = _sentence(hold.detail or hold.reason.meaning) + " llmwd stays away from the GPUs until `llmwd-ctl resume`."
+        what = "Budget broken" if hold.reason is Reason.budget_broken else "Not certain of the GPUs"
+        return Notice(
+            About.server, f"held:{hold.reason}", f"{what} on {seen.node}", text, "rotating_light", Event.budget, alarm=True
+        )
     by = f" by {hold.by}" if hold is not None and hold.by else ""
     text = "llmwd stays away from the GPUs until `llmwd-ctl resume`"
     text += " or the time is over." if hold is not None and hold.until_at is not None else "."
-    return Notice(About.server, "held", f"Held{by} on {seen.node}", text, "hand")
+    return Notice(About.server, "held", f"Held{by} on {seen.node}", text, "hand", Event.held)
 
 
 def _gpus(gpus: tuple[int, ...]) -> str:
@@ -251,13 +251,17 @@ def _tunnel(told: Told, seen: Seen) -> Notice | None:
     match tunnel.phase:
         case Phase.ready:
             text = f"Connected from {seen.node}."
-            return Notice(About.tunnel, "up", f"Tunnel up: {place}", text, "globe_with_meridians")
+            return Notice(About.tunnel, "up", f"Tunnel up: {place}", text, "globe_with_meridians", Event.tunnel)
         case Phase.failed:
             text = f"From {seen.node}: {tunnel.detail}"
-            return Notice(About.tunnel, "failed", f"Tunnel failed: {place}", text, "rotating_light", alarm=True)
-        case Phase.starting | Phase.backoff if told.tunnel == "up" and _serves(seen):
+            return Notice(
+                About.tunnel, "failed", f"Tunnel failed: {place}", text, "rotating_light", Event.tunnel, alarm=True
+            )
+        case Phase.starting | Phase.backoff if told.tunnel == "up" and (seen.door or _serves(seen)):
             text = f"From {seen.node}: {tunnel.detail or 'no connection to Cloudflare'}"
-            return Notice(About.tunnel, "down", f"Tunnel down: {place}", text, "warning", hold_s=TUNNEL_DOWN_HOLD_S)
+            return Notice(
+                About.tunnel, "down", f"Tunnel down: {place}", text, "warning", Event.tunnel, hold_s=TUNNEL_DOWN_HOLD_S
+            )
     return None  # draining and stopped: it follows the server, of which the other notice tells
 
 
@@ -273,49 +277,10 @@ def _workers(seen: Seen) -> Notice:
     failed = [worker for worker in seen.workers if worker.phase is Phase.failed]
     if not failed:
         text = f"No worker of llmwd is in quarantine any more on {seen.node}."
-        return Notice(About.workers, "", f"Workers again on {seen.node}", text, "white_check_mark")
+        return Notice(About.workers, "", f"Workers again on {seen.node}", text, "white_check_mark", Event.quarantined)
     names = ", ".join(worker.name for worker in failed)
     text = " ".join(f"{worker.name} ended again and again ({worker.detail})." for worker in failed)
     return Notice(
         About.workers, names, f"In quarantine on {seen.node}: {names}", f"{text} `llmwd-ctl reset` starts it again.",
-        "rotating_light", alarm=True,
+        "rotating_light", Event.quarantined, alarm=True, log=f"{failed[-1].name}.log",
     )  # fmt: skip
-
-
-# --- what is sent ------------------------------------------------------------------------------------------
-
-
-def cut(text: str, most_bytes: int) -> str:
-    """The text without control characters, at most so many bytes of UTF-8, whole characters only."""
-    text = "".join(char for char in text if char >= " " or char == "\n").encode(errors="replace").decode()
-    data = text.encode()
-    if len(data) <= most_bytes:
-        return text
-    return data[: most_bytes - len("…".encode())].decode(errors="ignore") + "…"
-
-
-def body(notice: Notice, topic: str, priority: str) -> bytes:
-    """ntfy's JSON, in UTF-8 (escapes would triple what is not Latin). priority: a name or 1 to 5, for an ordinary notice."""
-    level = int(priority) if priority.isdigit() else PRIORITIES[priority]
-    sent = {
-        "topic": topic,
-        "title": cut(notice.title, TITLE_BYTES),
-        "message": cut(notice.message, MESSAGE_BYTES),
-        "tags": [notice.tag],
-        "priority": max(level, ALARM_PRIORITY) if notice.alarm else level,
-    }
-    data = msgspec.json.encode(sent)
-    if len(data) > BODY_BYTES:  # full of characters that JSON has to escape
-        sent["message"] = cut(notice.message, MESSAGE_BYTES // 2)
-        data = msgspec.json.encode(sent)
-    return data
-
-
-def retry_after_s(tries: int, status: int | None, code: int | None, dice: float) -> float:
-    """Seconds until the next try after `tries` failed ones. status: of HTTP, None without an answer; code: ntfy's own;
-    dice in [0, 1)."""
-    if code == DAILY_QUOTA:
-        return RETRY_DAY_S
-    first_s = RETRY_LIMITED_MIN_S if status == 429 else RETRY_MIN_S
-    delay_s = min(RETRY_MAX_S, first_s * 2 ** min(tries - 1, 20))
-    return delay_s * (1 + dice / 2)

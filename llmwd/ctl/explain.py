@@ -17,7 +17,7 @@ from llmwd.core.nodestatus import name_gpus
 from llmwd.ctl.arguments import as_json
 from llmwd.ctl.program import examples
 
-WORDS = (vocab.NodePhase, vocab.Reason, vocab.Holder, vocab.Phase, vocab.Worker, vocab.Source)
+WORDS = (vocab.NodePhase, vocab.Reason, vocab.Holder, vocab.Phase, vocab.Worker, vocab.Source, vocab.Event)
 CHANNELS = (
     ("facts on the bus, worker to workers", wire.Fact),
     ("orders on the desk, llmwd-ctl to a worker", wire.Order),

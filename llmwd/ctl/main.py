@@ -15,7 +15,7 @@ from llmwd.ctl.history import history
 from llmwd.ctl.key import key
 from llmwd.ctl.logs import logs
 from llmwd.ctl.models import check, models
-from llmwd.ctl.orders import give_back, reset, resume, switch
+from llmwd.ctl.orders import give_back, notify, reset, resume, switch
 from llmwd.ctl.program import NAME, Program, examples
 from llmwd.ctl.release import release
 from llmwd.ctl.report import report
@@ -39,7 +39,7 @@ def main() -> None:
 
 
 for verb in (
-    status, switch, models, give_back, resume, stop, logs, history, report, drill, simulate, explain, check, reload, reset, key, completion, welcome, release,
+    status, switch, models, give_back, resume, stop, logs, history, report, drill, simulate, explain, check, reload, reset, notify, key, completion, welcome, release,
 ):  # fmt: skip
     main.add_command(verb)
 

@@ -63,7 +63,7 @@ def models(names: bool, as_json: bool) -> None:
 @click.command(epilog=examples("llmwd-ctl check", "llmwd-ctl check qwen3-coder-fp8"))
 @click.argument("profile", type=PROFILE, required=False)
 def check(profile: str | None) -> None:
-    """Check the settings and a profile (the active one if none is named), that its vllm is there, and the tunnel.
+    """Check the settings and a profile (the active one if none is named), that its vllm is there, the tunnel and notices.
 
     Prints every problem with file, line and variable; exit code 1 if there is one.
     """
@@ -81,6 +81,7 @@ def check(profile: str | None) -> None:
         )
     problems += _tunnel_problems(loaded.settings) if loaded.settings is not None else []
     problems += _door_problems(loaded.settings) if loaded.settings is not None else []
+    problems += _notice_problems(loaded.settings) if loaded.settings is not None else []
     if problems:
         raise Refusal("\n".join(problems))
     click.echo(f"no problem: {loaded.profile.name} serves {loaded.profile.model_name}")
@@ -91,6 +92,12 @@ def _door_problems(settings: Settings) -> list[str]:
 
     why = caddy.survey(settings.caddy_bin)[1] if settings.door else ""
     return [f"{CONFIG}: CADDY_BIN: {why} (or DOOR=false, and there is no front door)"] if why else []
+
+
+def _notice_problems(settings: Settings) -> list[str]:
+    from llmwd.workers.noticeplan import survey
+
+    return [f"{CONFIG}: {name}: {sentence}" for name, sentence in survey(settings)]
 
 
 def _tunnel_problems(settings: Settings) -> list[str]:

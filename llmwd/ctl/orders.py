@@ -15,7 +15,7 @@ from llmwd.adapters.rundir import Dirs, short_host
 from llmwd.ctl.arguments import DURATION, PROFILE
 from llmwd.ctl.place import Look, Running, find_place, look, not_running, require_running, served_home, watch
 from llmwd.ctl.program import Refusal, examples
-from llmwd.messages import Order, Refused, ResetOrder, ResumeOrder, ServerFact, SwitchOrder, YieldOrder
+from llmwd.messages import NotifyOrder, Order, Refused, ResetOrder, ResumeOrder, ServerFact, SwitchOrder, YieldOrder
 from llmwd.vocab import Exit, NodePhase, Phase, Reason, Worker
 
 ANSWER_WITHIN_S = 5.0
@@ -178,6 +178,15 @@ def reset() -> None:
         raise Refusal("the supervisor has ended meanwhile", Exit.not_running)
     for name in sorted(failed):
         click.echo(f"{name}: started again")
-    for worker in (Worker.vllm, Worker.door, Worker.tunnel):
+    for worker in (Worker.vllm, Worker.door, Worker.tunnel, Worker.notifier):
         if worker not in failed:
             click.echo(f"{worker}: {give(dirs, worker, ResetOrder(by=asker()))}")
+
+
+@click.command(epilog=examples("llmwd-ctl notify", "llmwd-ctl notify --message 'maintenance on Friday'"))
+@click.option("--message", default="", help="What the notice says.")
+def notify(message: str) -> None:
+    """Send a notice, to try whether notices arrive (exit code 1 if they are refused)."""
+    dirs = find_place()
+    require_running(dirs)
+    click.echo(give(dirs, Worker.notifier, NotifyOrder(message=message, by=asker())))

@@ -1,74 +1,113 @@
-"""The notifier: tells people through ntfy what happens on this node. Nothing waits for it.
+"""The notifier: tells people what happens on this node, through ntfy and others. Nothing waits for it.
 
-What is told is decided in core/notices.py. One notice at a time is sent in a thread beside the loop; a failed one is
-tried again after a backoff of its own; what was told is kept, so that a restarted notifier does not repeat it.
+What is told is decided in core/notices.py, what waits and what is next in core/outbox.py. Whatever may block (the
+disk, the network, apprise) is done in threads beside the loop. A notice is on disk before it is sent, and leaves the
+disk after it was: a crash in between repeats it, under the same sequence id.
 """
 
-import random
+import secrets
 import time
-from pathlib import Path
+from collections.abc import Callable
 
 import msgspec
 
-from llmwd.adapters import ntfy
+from llmwd import redact
+from llmwd.adapters import cloudflared
 from llmwd.adapters.ntfy import Outcome, Result
-from llmwd.adapters.rundir import read_fact, write_atomic
+from llmwd.adapters.rundir import read_fact
 from llmwd.config import Loaded, Settings
-from llmwd.core import notices
-from llmwd.core.notices import Notice, Seen, Told
-from llmwd.messages import GpusFact, NoticesFact, RootFact, ServerFact, TunnelFact
-from llmwd.vocab import Phase, Worker
+from llmwd.core import notices, noticetext, outbox
+from llmwd.core.notices import Notice, Seen
+from llmwd.core.outbox import Book, Deadman, Entry
+from llmwd.messages import (
+    Done,
+    GpusFact,
+    NoticesFact,
+    NotifyOrder,
+    Refused,
+    Reply,
+    ResetOrder,
+    RootFact,
+    ServerFact,
+    TunnelFact,
+)
+from llmwd.vocab import Event, Worker
+from llmwd.workers import deadman
 from llmwd.workers.base import Boot, Shell, repeat_every_s
+from llmwd.workers.keeping import Keeper
+from llmwd.workers.sending import NTFY, OFF, Lane, access, click_of, fact_of, ways
 
-OFF = "off: NTFY_TOPIC is not set"
 SETTLE_S = 0.05  # what several workers say about one event arrives in any order: wait for all of it
 STOP_MARGIN_S = 0.5  # of an ordered stop's time that is not spent on sending
-SETTINGS = ("ntfy_topic", "ntfy_server", "ntfy_priority")
-
-
-class Waiting(msgspec.Struct):
-    """A notice that is still to be sent, at `due_s` at the earliest."""
-
-    notice: Notice
-    due_s: float
+ANSWER_WITHIN_S = 4.0  # to who asked for a notice; the command waits a little longer
+READ_WITHIN_S = 5.0  # so long the first notices wait for the disk
+OF_NTFY = ("ntfy_topic", "ntfy_server")
 
 
 class Notifier:
-    """See the module's text. `told`: sent, and on disk; `noticed`: that, and what waits to be sent."""
+    """See the module's text."""
 
     def __init__(self, shell: Shell):
         self.shell = shell
         self.settings: Settings = shell.boot.settings
-        self.seen = Seen(node=shell.boot.node)
-        self.path = shell.boot.state / "notices.json"
-        self.told = self.noticed = _read(self.path)
-        self.queue: list[Waiting] = []  # at most one for each thing that is told about
-        self.sending: Notice | None = None
-        self.tries = 0
-        self.quiet_until_s = 0.0  # ntfy is to be left alone until then
-        self.sent = self.failed = 0
-        self.trouble = ""
-        self.refused = False
-        self.listening = False
-        self.stopping = False
+        self.seen = Seen(node=shell.boot.node, door=self.settings.door)
+        self._start = time.time() - time.monotonic()
+        self.book = Book(state=outbox.State(salt=f"llmwd-{secrets.token_hex(6)}"))
+        self.keeper = Keeper(shell, shell.boot.state, self._proceed)
+        self.lanes: dict[str, Lane] = {}
+        self.switch = deadman.Switch(shell, self.now_at, access)
+        self.lost = 0
+        self.read = self.listening = self.stopping = self.looking = False
         self._published: NoticesFact | None = None
+
+    def now_at(self) -> float:
+        """Wall time as it was at the start, and even from then on."""
+        return self._start + time.monotonic()
 
     @property
     def on(self) -> bool:
-        return bool(self.settings.ntfy_topic)
+        return bool(self.lanes)
+
+    @property
+    def dests(self) -> tuple[str, ...]:
+        return tuple(self.lanes)
 
     # --- what happens ------------------------------------------------------------------------------------
 
     def begin(self) -> None:
-        self._listen()
+        self._open_lanes()
+        self.shell.answer(ResetOrder, self.on_reset)
+        self.shell.answer(NotifyOrder, self.on_notify)
         self.on_beat()
+        self.keeper.read(self._have_read)
+        self.shell.at("read", time.monotonic() + READ_WITHIN_S, self._listen)
+
+    def _have_read(self, found: Book) -> None:
+        """If that took too long, what happened meanwhile comes after it."""
+        entries = (*outbox.loaded(found, self.now_at()).entries, *self.book.entries)
+        state = self.book.state
+        if not self.read:
+            state = msgspec.structs.replace(found.state, salt=found.state.salt or state.salt)
+        self.book = Book(entries, msgspec.structs.replace(state, next_id=max(state.next_id, found.state.next_id)))
+        self._hear_again()
+        self._listen()
+
+    def _hear_again(self) -> None:
+        """A dead man's notice that has fired meanwhile is not left standing."""
+        dead = self.book.state.deadman
+        if dead is not None and dead.fires_at < self.now_at():
+            self.book = Book(self.book.entries, deadman.without(self.book.state))
+            text = "The dead man's notice before this one is over."
+            self._put(Notice(None, "", f"Heard again: llmwd on {self.shell.boot.node}", text, "sunny", Event.back), (NTFY,))
 
     def _listen(self) -> None:
+        self.read = True
         if self.on and not self.listening:
             self.listening = True
             self.shell.subscribe(Worker.resolver, self.on_gpus)
             self.shell.subscribe(Worker.vllm, self.on_server)
             self.shell.subscribe(Worker.tunnel, self.on_tunnel)
+        self._proceed()
 
     def on_gpus(self, fact: GpusFact) -> None:
         self.seen = msgspec.structs.replace(self.seen, gpus=fact)
@@ -86,31 +125,70 @@ class Notifier:
 
     def on_reload(self, boot: Boot, loaded: Loaded) -> None:
         before, self.settings = self.settings, boot.settings
-        self.refused, self.trouble = False, ""
-        if any(getattr(before, name) != getattr(self.settings, name) for name in SETTINGS):
-            self.tries, self.quiet_until_s = 0, 0.0
-        if not self.on:
-            self.queue.clear()
-        self._listen()
+        self.seen = msgspec.structs.replace(self.seen, door=self.settings.door)
+        moved = any(getattr(before, name) != getattr(self.settings, name) for name in OF_NTFY)
+        if self.book.state.deadman is not None and (moved or not self.settings.ntfy_deadman):
+            self.switch.cancel(before, self.book.state, self._proceed)
+            self.book = Book(self.book.entries, deadman.without(self.book.state))
+        if moved:
+            self.book = Book(self.book.entries, msgspec.structs.replace(self.book.state, replaces=False))
+        self.switch.renew_at = 0.0
+        self._open_lanes()
+        self._forget()
+        if self.read:
+            self._listen()
+
+    def on_reset(self, order: ResetOrder, reply: Callable[[Reply], None]) -> None:
+        self._forget()
+        reply(Done(detail="what could not be sent is tried again" if self.on else OFF))
         self._proceed()
 
+    def _forget(self) -> None:
+        for lane in self.lanes.values():
+            lane.forget()
+
+    def on_notify(self, order: NotifyOrder, reply: Callable[[Reply], None]) -> None:
+        """Answered when it was told, refused or has waited long enough."""
+        if not self.on:
+            reply(Refused(problems=("no notice goes anywhere: NTFY_TOPIC and NOTIFY_URLS are not set",)))
+            return
+        text = order.message or "This is a notice to try it."
+        title = f"Test from llmwd on {self.shell.boot.node}"
+        self._put(Notice(None, "", title, f"{text}\n(Asked for by {order.by}.)", "test_tube", Event.test))
+        until_s, number = time.monotonic() + ANSWER_WITHIN_S, self.book.state.next_id - 1
+
+        def look() -> None:
+            waiting = [lane for lane in self.lanes.values() if any(it.dest == lane.name and it.id <= number for it in self.book.entries)]
+            refused = [f"{lane.name}: {lane.trouble}" for lane in waiting if lane.refused]
+            if refused:
+                reply(Refused(problems=tuple(refused)))
+            elif not waiting:
+                reply(Done(detail="told"))
+            elif time.monotonic() >= until_s:
+                why = "; ".join(f"{lane.name}: {lane.trouble}" for lane in waiting if lane.trouble)
+                reply(Done(detail=f"not told yet, and tried again{f' ({why})' if why else ''}"))
+            else:
+                self.shell.at(f"notify {number}", time.monotonic() + 0.1, look)
+
+        self._proceed()
+        look()
+
     def on_stop(self, within_s: float) -> None:
-        """Tell that it ends, if that can be told in time."""
+        """Tell that it ends, if that can be told in time; what cannot waits on disk for the next start."""
         self.stopping = True
-        if not self.on or self.refused:
+        if not self.on:
             self.shell.finish()
             return
         self._put(notices.stopped(self.shell.boot.node))
-        now_s = time.monotonic()
-        self.tries, self.quiet_until_s = 0, 0.0
-        for waiting in self.queue:
-            waiting.due_s = now_s
-        self.shell.at("give-up", now_s + max(0.0, within_s - STOP_MARGIN_S), self._give_up)
+        self.book = outbox.hurry(self.book, self.now_at())
+        for lane in self.lanes.values():
+            lane.quiet_until_at = 0.0
+        self.shell.at("give-up", time.monotonic() + max(0.0, within_s - STOP_MARGIN_S), self._give_up)
         self._proceed()
 
     def _give_up(self) -> None:
-        if self.queue or self.sending:
-            self.shell.log.error("ended before %d notices could be sent", len(self.queue) + (self.sending is not None))
+        if self.book.entries:
+            self.shell.log.error("ended before %d notices could be sent; the next start sends them", len(self.book.entries))
         self.shell.finish()
 
     def on_beat(self) -> None:
@@ -128,118 +206,119 @@ class Notifier:
 
     # --- what follows ------------------------------------------------------------------------------------
 
-    def _consider(self) -> None:
-        if not self.on or self.stopping:
-            return
-        for notice in notices.consider(self.noticed, self.seen):
-            self._put(notice)
-        self._proceed()
+    def _open_lanes(self) -> None:
+        """One for each destination; those that stay keep what they know."""
+        before, self.lanes = self.lanes, {}
+        for name, deliver in ways(self.settings, self.now_at).items():
+            self.lanes[name] = before.get(name) or Lane(self.shell, name, deliver)
+            self.lanes[name].deliver = deliver
 
-    def _put(self, notice: Notice) -> None:
-        """Into the queue, in the place of what it supersedes."""
-        self.noticed = notices.after(self.noticed, notice)
-        self.queue = [waiting for waiting in self.queue if waiting.notice.about is not notice.about]
-        # Down and up again before anybody heard of it: nothing has happened.
-        if self.sending is None and getattr(self.told, notice.about) == notice.key:
+    def _consider(self) -> None:
+        if not self.on or self.stopping or self.looking or not self.read:
             return
-        self.queue.append(Waiting(notice, time.monotonic() + notice.hold_s))
+        due = notices.consider(self.book.state.told, self.seen)
+        logs = [self.shell.boot.logs / notice.log for notice in due if notice.log]
+        if logs:
+            self.looking = True
+            self.shell.beside(lambda: [cloudflared.tail(path, 0) for path in logs], lambda tails: self._looked(due, tails or []))
+            return
+        self._put_all(due)
+
+    def _looked(self, due: tuple[Notice, ...], tails: list[str]) -> None:
+        self.looking = False
+        left = iter(tails)
+        self._put_all(tuple(
+            msgspec.structs.replace(notice, message=noticetext.with_log(notice.message, next(left, ""))) if notice.log else notice
+            for notice in due
+        ))  # fmt: skip
+        self._settle()
+
+    def _put_all(self, due: tuple[Notice, ...]) -> None:
+        if not self.stopping:
+            for notice in due:
+                self._put(notice)
+            self._proceed()
+
+    def _put(self, notice: Notice, dests: tuple[str, ...] | None = None) -> None:
+        tell = notice.event in (Event.back, Event.test) or self.settings.ntfy_events == ("all",) or notice.event in self.settings.ntfy_events
+        notice = msgspec.structs.replace(notice, title=redact.mask(notice.title), message=redact.mask(notice.message))
+        self.book = outbox.put(self.book, notice, self.dests if dests is None else dests, self.now_at(), tell)
 
     def _proceed(self) -> None:
-        """Send what is due, unless something is being sent or ntfy is to be left alone."""
-        now_s = time.monotonic()
-        if self.queue and self.sending is None and not self.refused:
-            due = min(self.queue, key=lambda waiting: waiting.due_s)
-            at_s = max(due.due_s, self.quiet_until_s)
-            if at_s <= now_s:
-                self.queue.remove(due)
-                self._send(due.notice)
-            else:
-                self.shell.at("due", at_s, self._proceed)
+        """Keep the book; send what is due once it is kept, or the disk has had its time."""
+        if not self.read:
+            return
+        now_at = self.now_at()
+        self.book, lost = outbox.tidy(self.book, self.dests, self.shell.boot.node, now_at)
+        if lost:
+            self.lost += lost
+            self.shell.log.error("%d notices were too old or too many, and are told in one", lost)
+        self.keeper.keep(self.book)
+        wakes = []
+        for lane in self.lanes.values():
+            at = lane.wakes_at(self.book, now_at)
+            if at is not None and at <= now_at and self.keeper.settled:
+                lane.begin(self.book, now_at, lambda entry, outcome, lane=lane: self._over(lane, entry, outcome))
+            elif at is not None and at > now_at:
+                wakes.append(at)
+        wakes += self._renew(now_at)
+        if self.book.entries or wakes:
+            # Once an hour at least: something may have become too old.
+            at = min([now_at + 3600, *wakes, *(one.expires_at for one in self.book.entries if one.expires_at)])
+            self.shell.at("due", max(at, now_at + 0.01) - self._start, self._proceed)
         self._publish()
-        if self.stopping and not self.queue and self.sending is None:
-            self.shell.finish()
+        if self.stopping:
+            self._end()
 
-    def _send(self, notice: Notice) -> None:
-        self.sending = notice
-        s, path = self.settings, self.path
-        body = notices.body(notice, s.ntfy_topic, s.ntfy_priority)
-        told = notices.after(self.told, notice)
-        self.shell.beside(
-            lambda: _deliver(s.ntfy_server, s.ntfy_topic, body, path, told), lambda result: self._sent(told, result)
-        )
-
-    def _sent(self, told: Told, result: tuple[Outcome, str] | None) -> None:
-        notice, self.sending = self.sending, None
-        outcome, keeping = result or (Outcome(Result.bad, "the notice could not be sent: see the traceback"), "")
-        match outcome.result:
-            case Result.sent:
-                self.sent, self.tries, self.trouble, self.told = self.sent + 1, 0, "", told
-                self.shell.log.info("told: %s", notice.title)
-                if keeping:
-                    self.shell.log.error("what was told cannot be kept: %s", keeping)
-            case Result.again:
-                self._again(notice, outcome)
-            case Result.bad | Result.refused:
-                self.failed, self.trouble = self.failed + 1, outcome.why
-                self.refused = outcome.result is Result.refused
-                self.shell.log.error("not told (%s): %s", notice.title, outcome.why)
-                self.shell.journal.write("notice_failed", title=notice.title, why=outcome.why)
-                if self.refused:
-                    self._back(notice)  # for when the operator has corrected the settings
-        if self.refused and self.stopping:
-            self.shell.finish()
+    def _over(self, lane: Lane, entry: Entry, outcome: Outcome) -> None:
+        self.book = lane.over(self.book, entry, outcome, self.now_at())
+        if lane.name == NTFY and outcome.result is Result.sent and outcome.replaces != self.book.state.replaces:
+            self.book = Book(self.book.entries, msgspec.structs.replace(self.book.state, replaces=outcome.replaces))
         self._proceed()
 
-    def _again(self, notice: Notice, outcome: Outcome) -> None:
-        self.tries += 1
-        delay_s = notices.retry_after_s(self.tries, outcome.status, outcome.code, random.random())
-        if outcome.why != self.trouble:
-            self.shell.log.warning("not told yet (%s): %s", notice.title, outcome.why)
-        self.trouble = outcome.why
-        self.quiet_until_s = time.monotonic() + delay_s
-        self._back(notice)
+    def _renew(self, now_at: float) -> list[float]:
+        """The dead man's notice. When it has to be seen to again."""
+        lane = self.lanes.get(NTFY)
+        if lane is None or self.stopping:
+            return []
+        state = self.book.state
+        at = self.switch.wakes_at(self.settings, state, lane.refused)
+        if at is None or at > now_at:
+            return [] if at is None else [at]
+        self._hear_again()
+        state = self.book.state
+        sid = state.deadman.sid if state.deadman is not None else f"{state.salt}-dead-{int(now_at)}"
+        self.switch.renew(self.settings, state, sid, click_of(self.settings), self._renewed)
+        return []
 
-    def _back(self, notice: Notice) -> None:
-        """Into the queue again, unless a newer one has superseded it."""
-        if all(waiting.notice.about is not notice.about for waiting in self.queue):
-            self.queue.insert(0, Waiting(notice, 0.0))
+    def _renewed(self, made: Deadman | None) -> None:
+        if made is not None:
+            self.book = Book(self.book.entries, msgspec.structs.replace(self.book.state, deadman=made))
+        self._proceed()
+
+    def _end(self) -> None:
+        """When all is told or refused, the dead man's notice is taken back, and the disk has it all."""
+        lanes = self.lanes.values()
+        if any(lane.sending or (not lane.refused and outbox.next_at(self.book, lane.name)) for lane in lanes) or self.switch.busy:
+            return
+        if self.book.state.deadman is not None and not self.switch.cancelled:
+            self.switch.cancelled = True
+            self.switch.cancel(self.settings, self.book.state, self._cancelled)
+        elif self.keeper.idle or self.keeper.trouble:
+            self.shell.finish()
+
+    def _cancelled(self) -> None:
+        self.book = Book(self.book.entries, deadman.without(self.book.state))
+        self._proceed()
 
     # --- what is shown -----------------------------------------------------------------------------------
 
     def _publish(self, repeat: bool = False) -> None:
-        waiting = len(self.queue) + (self.sending is not None)
-        if not self.on:
-            phase, detail = Phase.stopped, OFF
-        elif self.refused:
-            phase, detail = Phase.failed, self.trouble
-        else:
-            phase, detail = (Phase.backoff if self.tries else Phase.ready), self.trouble
         before, now_s = self._published, time.monotonic()
-        fact = NoticesFact(
-            phase=phase, detail=detail, sent=self.sent, failed=self.failed, waiting=waiting, at_s=now_s
-        )
+        fact = fact_of(self.lanes, self.book, self.keeper.trouble, self.switch.trouble, self.lost, now_s)
         self._published = fact
         if repeat or before is None or msgspec.structs.replace(before, at_s=now_s) != fact:
             self.shell.publish(fact)
-
-
-def _read(path: Path) -> Told:
-    """What earlier incarnations have told; a file that is not there or not ours to understand tells nothing."""
-    try:
-        return msgspec.json.decode(path.read_bytes(), type=Told)
-    except (OSError, msgspec.DecodeError):
-        return Told()
-
-
-def _deliver(server: str, topic: str, body: bytes, path: Path, told: Told) -> tuple[Outcome, str]:
-    """Blocks: beside the loop. (what became of it, why it could not be kept that it was told)."""
-    outcome = ntfy.publish(server, topic, body)
-    if outcome.result is Result.sent:
-        try:
-            write_atomic(path, msgspec.json.encode(told))
-        except OSError as error:
-            return outcome, f"{path}: {error.strerror}"
-    return outcome, ""
 
 
 def main(shell: Shell) -> None:

@@ -11,7 +11,7 @@ FILES = sorted(ROOT.glob("llmwd/**/*.py"))
 OUTSIDE_CORE = {
     "os", "time", "random", "socket", "subprocess", "signal", "logging", "threading", "zmq", "pynvml", "asyncio", "io",
     "multiprocessing", "pathlib", "psutil", "requests", "select", "selectors", "shutil", "sys", "tempfile", "uuid",
-    "inotify_simple", "setproctitle", "secrets",
+    "inotify_simple", "setproctitle", "secrets", "sqlite3",
 }  # fmt: skip
 # Programs of their own beside the tree: they take what they need, and nobody imports them but who starts them.
 TOPS = {"llmwd.supervisor", "llmwd.ctl", "llmwd.bench"}
@@ -34,15 +34,17 @@ ALLOWED = {
 SHARED_SHELLS = {
     "base", "service", "slurmdesk", "drivers", "readiness", "neighbour", "shortage", "standing", "prologs",
     "proving", "load", "usage", "ahead", "loadtimes", "tunnelplan", "tunnelwatch",
-    "doorkeyring", "doorsaid",
+    "doorkeyring", "doorsaid", "keeping", "sending", "deadman", "noticeplan",
 }  # fmt: skip
 # A worker's look at files and programs before a start that a command takes as well: no loop, no bus, no state.
-LENT_TO_COMMANDS = {"llmwd.workers.tunnelplan"}
+LENT_TO_COMMANDS = {"llmwd.workers.tunnelplan", "llmwd.workers.noticeplan"}
 DOORS = {
     "zmq": {"adapters/bus.py", "adapters/desk.py", "workers/base.py"},  # base: the loop's poller and its context
     "pynvml": {"adapters/nvml_probe.py"},
     "inotify_simple": {"adapters/inotify.py"},
     "requests": {"adapters/http.py", "adapters/ntfy.py", "bench/served.py"},
+    "sqlite3": {"adapters/outbox.py"},
+    "apprise": {"adapters/otherservices_send.py"},
     "click": {"ctl/", "supervisor.py"},
     "rich": {"ctl/", "bench/"},
 }

@@ -21,7 +21,7 @@ FROM_THE_CARD = {"pyzmq", "msgspec", "pynvml", "inotify-simple", "setproctitle",
 
 
 def requirements() -> dict[str, str]:
-    lines = SETUP["options"]["install_requires"].split("\n")
+    lines = (SETUP["options"]["install_requires"] + SETUP["options.extras_require"]["apprise"]).split("\n")
     return {re.match(r"[\w-]+", line)[0]: line for line in lines if line}
 
 

@@ -1,17 +1,15 @@
-"""Facts in, notices out; texts within ntfy's limits; how long to wait after a failure."""
+"""Facts in, notices out."""
 
-import json
 import time
+from pathlib import Path
 
 import msgspec
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from llmwd.core import notices
-from llmwd.core.notices import About, Notice, Seen, Told, after, body, consider, cut, heard, retry_after_s
+from llmwd.core.notices import Notice, Seen, Told, after, consider, heard
 from llmwd.messages import GpusFact, Hold, Revocation, ServerFact, TunnelFact, WorkerState
-from llmwd.vocab import NodePhase, Phase, Reason, Worker
+from llmwd.vocab import Event, NodePhase, Phase, Reason, Worker
 from tests.workers.harness import server_fact
 
 
@@ -172,41 +170,6 @@ def test_gpus_are_named_as_people_write_them(gpus, shown):
     assert f"answers on {shown} at" in notice.message
 
 
-# --- texts and waits -------------------------------------------------------------------------------------
-
-
-def notice(title: str = "t", message: str = "m", alarm: bool = False) -> Notice:
-    return Notice(About.server, "k", title, message, "boom", alarm=alarm)
-
-
-@given(st.text(), st.integers(min_value=3, max_value=200))
-def test_a_cut_text_fits_in_bytes_and_ends_with_a_whole_character(text, most_bytes):
-    found = cut(text, most_bytes)
-    assert len(found.encode()) <= most_bytes
-    assert found == cut(found, most_bytes)
-
-
-def test_a_long_message_in_any_script_stays_within_the_servers_limits():
-    for char in ("a", "é", "漢", "🚀", '"', "\\", "\n", "\x07"):
-        found = json.loads(body(notice(char * 9000, char * 9000), "topic", "default"))
-        assert len(found["message"].encode()) <= 4096 and len(found["title"].encode()) <= 1024
-        assert len(body(notice(char * 9000, char * 9000), "topic", "default")) <= 8192
-
-
-def test_the_priority_of_an_ordinary_notice_is_the_operators_and_an_alarm_is_at_least_high():
-    priorities = [json.loads(body(notice(), "t", name))["priority"] for name in ("min", "default", "urgent", "2")]
-    assert priorities == [1, 3, 5, 2]
-    alarms = [json.loads(body(notice(alarm=True), "t", name))["priority"] for name in ("min", "max")]
-    assert alarms == [4, 5]
-
-
-def test_waits_double_with_jitter_up_to_a_limit_and_a_429_is_given_more_time():
-    assert [retry_after_s(tries, None, None, 0.0) for tries in (1, 2, 3)] == [2.0, 4.0, 8.0]
-    assert retry_after_s(1, 429, 42901, 0.0) == 5.0 < retry_after_s(1, 429, 42901, 0.9)
-    assert retry_after_s(99, 500, 50001, 0.99) <= 1.5 * notices.RETRY_MAX_S
-    assert retry_after_s(1, 429, notices.DAILY_QUOTA, 0.0) >= 3600
-
-
 def test_the_story_of_a_yield_keeps_its_order_whatever_time_it_is():
     reader, start = Reader(), time.monotonic()
     phases = (NodePhase.serving, NodePhase.yielding, NodePhase.waiting, NodePhase.loading)
@@ -229,3 +192,24 @@ def test_a_worker_in_quarantine_is_an_alarm_told_once_and_its_return_as_well():
     assert (later.server, later.tunnel) == ("serving:x:1", "up") and consider(later, broken) == ()
     (back,) = consider(later, Seen(node="n1", workers=fine))
     assert not back.alarm and consider(after(later, back), Seen(node="n1", workers=fine)) == ()
+
+
+def test_a_broken_budget_is_an_alarm_and_no_holds_by_somebody():
+    hold = Hold(since_at=0.0, reason=Reason.budget_broken, detail="giving back took 9 s")
+    (notice,) = Reader().hear(server_fact(NodePhase.held, reason=Reason.budget_broken), gpus=gpus_fact(hold=hold))
+    assert notice.alarm and notice.event is Event.budget and notice.title == "Budget broken on node7"
+    assert "took 9 s" in notice.message and "llmwd-ctl resume" in notice.message
+
+
+def test_a_lost_tunnel_is_told_during_a_yield_where_the_front_door_answers():
+    reader = Reader()
+    reader.seen = msgspec.structs.replace(reader.seen, door=True)
+    reader.hear(server_fact(NodePhase.serving))
+    reader.hear(tunnel=tunnel_fact(Phase.ready))
+    reader.hear(server_fact(NodePhase.waiting), gpus=revoked())
+    assert reader.title(tunnel=tunnel_fact(Phase.starting)).startswith("Tunnel down")
+
+
+def test_every_event_but_those_about_notices_comes_from_facts():
+    told = {Event.digest, Event.test, Event.back}
+    assert {event for event in Event if f"Event.{event.name}" in Path(notices.__file__).read_text()} == set(Event) - told

@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from llmwd.messages import Done, Hold, Refused, ResetOrder, ResumeOrder, SwitchOrder, YieldOrder
+from llmwd.messages import Done, Hold, NotifyOrder, Refused, ResetOrder, ResumeOrder, SwitchOrder, YieldOrder
 from llmwd.vocab import NodePhase, Phase, Reason, Worker
 from tests.waiting import wait_until
 
@@ -242,8 +242,9 @@ def test_reset_goes_to_manager_tunnel_and_root(stand):
     stand.obliging_desk(Worker.vllm)
     stand.obliging_desk(Worker.door)
     stand.obliging_desk(Worker.tunnel)
+    stand.obliging_desk(Worker.notifier)
     assert stand.ctl("reset").returncode == 0
-    assert [type(order) for order in stand.orders] == [ResetOrder] * 3
+    assert [type(order) for order in stand.orders] == [ResetOrder] * 4
     wait_until(lambda: stand.signals == ["SIGUSR1"])
 
 
@@ -256,6 +257,14 @@ def test_reset_does_not_ask_a_worker_in_quarantine_which_has_no_process_to_answe
     assert done.returncode == 0
     assert "vllm: started again" in done.stdout and "notifier: started again" in done.stdout
     assert len(stand.orders) == 2
+
+
+def test_notify_asks_the_notifier_and_tells_what_it_says(stand):
+    stand.begin()
+    stand.obliging_desk(Worker.notifier)
+    done = stand.ctl("notify", "--message", "maintenance")
+    assert done.returncode == 0
+    assert [(type(order), order.message) for order in stand.orders] == [(NotifyOrder, "maintenance")]
 
 
 def test_stop_ends_the_root_and_returns_when_it_is_gone(stand):

@@ -5,11 +5,15 @@
     ntfy.py [PORT]                runs one in the foreground
 
 Each publish takes the next word of `plan`; none left: "ok". Limits and error texts are those of ntfy 2.13; a 429 has
-no Retry-After. A message with the sequence_id of an earlier one replaces it, as from 2.16 on.
+no Retry-After. A message with the sequence_id of an earlier one replaces it on the screen and while it is scheduled, as
+from 2.16 on (`old`: before that); DELETE takes it back. `users`: who may publish, "Bearer ..." or "Basic ..." to the
+topics that they may write to; empty: everybody. down() and up(): on the same port. `ahead_s` moves the server's clock.
 """
 
 import json
+import re
 import secrets
+import socket
 import sys
 import threading
 import time
@@ -39,37 +43,100 @@ class NtfyServer(ThreadingHTTPServer):
     def __init__(self, port: int = 0):
         super().__init__(("127.0.0.1", port), _Handler)
         self.url = f"http://127.0.0.1:{self.server_port}"
-        self.messages: list[dict] = []
+        self.messages: list[dict] = []  # as on a screen
+        self.cache: list[dict] = []  # every one, as GET .../json?poll=1 gives them
+        self.scheduled: list[tuple[float, dict]] = []  # (when by our clock, message)
+        self.hooks: list[dict] = []
+        self.users: dict[str, set[str]] = {}
+        self.old = False
+        self.ahead_s = 0.0
+        self.lock = threading.RLock()
         self.plan: list[str] = []
         self.tries: list[tuple[float, str, str | None]] = []  # (when, word of the plan, Authorization)
         self.ending = threading.Event()
-        self._thread = threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
+        self._thread: threading.Thread | None = None
 
     @property
     def titles(self) -> list[str]:
         return [message.get("title", "") for message in self.messages]
 
     def __enter__(self) -> "NtfyServer":
-        self._thread.start()
+        self._serve()
         return self
 
     def __exit__(self, *exc: object) -> None:
         self.ending.set()
-        self.shutdown()
+        if self._thread is not None:
+            self.shutdown()
+            self._thread.join()
         self.server_close()
+
+    def _serve(self) -> None:
+        self._thread = threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
+        self._thread.start()
+
+    def down(self) -> None:
+        """Connections are refused; the port stays ours."""
+        self.shutdown()
         self._thread.join()
+        self._thread = None
+        self.socket.close()
+        self.socket = socket.socket()
+        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        self.socket.bind(("127.0.0.1", self.server_port))
+
+    def up(self) -> None:
+        self.socket.listen(16)
+        self._serve()
+
+    def pass_time(self, seconds: float) -> None:
+        """What is scheduled by then is told."""
+        with self.lock:
+            self.ahead_s += seconds
+            due = [kept for at, kept in self.scheduled if at <= time.time() + self.ahead_s]
+            self.scheduled = [(at, kept) for at, kept in self.scheduled if kept not in due]
+            for kept in due:
+                self._show(kept)
 
     def take(self, sent: dict) -> dict:
         """Keep a message as the server does, and give the answer."""
-        now = int(time.time())
+        now = int(time.time() + self.ahead_s)
         kept = {"id": secrets.token_urlsafe(9)[:12], "time": now, "expires": now + 43200, "event": "message"} | sent
-        if sent.get("sequence_id"):
-            self.messages = [one for one in self.messages if one.get("sequence_id") != sent["sequence_id"]]
-        self.messages.append(kept)
+        with self.lock:
+            if self.old:
+                kept.pop("sequence_id", None)
+            sid = kept.get("sequence_id")
+            if sid:
+                self.scheduled = [(at, one) for at, one in self.scheduled if one.get("sequence_id") != sid]
+            delay_s = seconds(kept.pop("delay", ""))
+            if delay_s:
+                self.scheduled.append((time.time() + self.ahead_s + delay_s, kept))
+            else:
+                self._show(kept)
         return kept
+
+    def _show(self, kept: dict) -> None:
+        self.cache.append(kept)
+        same = [place for place, one in enumerate(self.messages) if kept.get("sequence_id") and one.get("sequence_id") == kept["sequence_id"]]
+        if same:
+            self.messages[same[0]] = kept
+        else:
+            self.messages.append(kept)
+
+    def forget(self, topic: str, sid: str) -> None:
+        with self.lock:
+            mine = lambda one: one["topic"] == topic and one.get("sequence_id") == sid  # noqa: E731
+            self.scheduled = [(at, one) for at, one in self.scheduled if not mine(one)]
+            self.messages = [one for one in self.messages if not mine(one)]
 
     def handle_error(self, request: object, client_address: object) -> None:
         pass  # a client that went away
+
+
+def seconds(delay: str) -> float:
+    """Of "30m", "10s", "2h"; 0 for none, -1 for what is not understood."""
+    found = re.fullmatch(r"(\d+)\s*([smhd])", delay)
+    return 0 if not delay else int(found[1]) * {"s": 1, "m": 60, "h": 3600, "d": 86400}[found[2]] if found else -1
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -82,6 +149,15 @@ class _Handler(BaseHTTPRequestHandler):
         if word == "hang":
             self.server.ending.wait(60)
             return
+        if self.path != "/" and self.headers.get("User-Agent", "").startswith("Apprise"):  # some other service's webhook
+            self.server.hooks.append(json.loads(body))
+            return self._answer(200, b"{}")
+        who = self.headers.get("Authorization")
+        if word == "ok" and self.server.users:
+            if who not in self.server.users:
+                return self._fail(*ERRORS["401"])
+            if json.loads(body)["topic"] not in self.server.users[who]:
+                return self._fail(*ERRORS["403"])
         if word == "portal":
             self._answer(200, b"<html>Please log in</html>", "text/html")
         elif word == "redirect":
@@ -91,9 +167,9 @@ class _Handler(BaseHTTPRequestHandler):
         elif word in ERRORS:
             self._fail(*ERRORS[word])
         else:
-            self._publish(body, cut=word == "cut")
+            self._publish(body, cut=word == "cut", late=word == "late")
 
-    def _publish(self, body: bytes, cut: bool) -> None:
+    def _publish(self, body: bytes, cut: bool, late: bool) -> None:
         if len(body) > BODY_BYTES:
             return self._fail(*ERRORS["413"])
         try:
@@ -106,14 +182,29 @@ class _Handler(BaseHTTPRequestHandler):
             return self._fail(400, 40014, "invalid request: attachments not allowed")
         if len(sent.get("title", "").encode()) > TITLE_BYTES or sent.get("priority", 3) not in range(1, 6):
             return self._fail(400, 40057, "invalid request: title or priority")
+        if sent.get("sequence_id") and not re.fullmatch(r"[-_A-Za-z0-9]{1,64}", sent["sequence_id"]):
+            return self._fail(400, 40049, "invalid request: sequence ID invalid")
+        if sum(len(tag.encode()) + 1 for tag in sent.get("tags", [])) > 512:
+            return self._fail(400, 40058, "invalid request: tags too long")
+        if sent.get("delay") and not 10 <= seconds(sent["delay"]) <= 3 * 86400:
+            return self._fail(400, 40005, "invalid request: delay must be between 10 s and 3 days")
         kept = self.server.take(sent)
-        if not cut:  # else accepted, and the answer is lost
+        if late:
+            self.server.ending.wait(60)
+        elif not cut:  # else accepted, and the answer is lost
             self._answer(200, json.dumps(kept).encode())
+
+    def do_DELETE(self) -> None:
+        topic, _, sid = self.path.lstrip("/").partition("/")
+        if self.server.old or not sid:
+            return self._fail(*ERRORS["404"])
+        self.server.forget(topic, sid)
+        self._answer(200, json.dumps({"id": secrets.token_urlsafe(9)[:12], "event": "message_delete", "topic": topic, "sequence_id": sid}).encode())
 
     def do_GET(self) -> None:
         topic, _, rest = self.path.lstrip("/").partition("/")
         if rest.startswith("json"):
-            lines = [json.dumps(message) for message in self.server.messages if message["topic"] == topic]
+            lines = [json.dumps(message) for message in self.server.cache if message["topic"] == topic]
             self._answer(200, "".join(f"{line}\n" for line in lines).encode(), "application/x-ndjson")
         elif self.path == "/v1/health":
             self._answer(200, b'{"healthy":true}')

@@ -1,12 +1,16 @@
 """The notifier as a real process, with a local ntfy server."""
 
+import base64
 import json
+import sqlite3
+import time
 from pathlib import Path
 
 import msgspec
 import pytest
 
-from llmwd.messages import GpusFact, Revocation, TunnelFact
+from llmwd.adapters.journal import read_journal
+from llmwd.messages import Done, GpusFact, NotifyOrder, Refused, ResetOrder, Revocation, TunnelFact
 from llmwd.vocab import NodePhase, Phase, Reason
 from tests.fakes.ntfy import NtfyServer
 from tests.workers.harness import Stage, server_fact
@@ -29,6 +33,16 @@ class Notifier(Stage):
         """These titles, one after the other, and nothing else."""
         self.until(lambda: len(self.server.titles) >= len(titles), what=f"{titles}; told: {self.server.titles}")
         assert self.server.titles == list(titles), self.log()
+
+
+def kept_titles(stage: Stage) -> list[str]:
+    """Of the notices that wait on disk."""
+    with sqlite3.connect(stage.dirs.state / "outbox.sqlite3") as there:
+        return [json.loads(body)["title"] for (body,) in there.execute("SELECT body FROM kept WHERE name != 'state'")]
+
+
+def journal(stage: Stage) -> list[str]:
+    return [json.loads(line)["event"] for line in read_journal(stage.dirs.state)]
 
 
 @pytest.fixture
@@ -119,12 +133,16 @@ def test_a_restarted_notifier_tells_nothing_twice_and_the_next_news(stage):
     assert stage.server.messages[1]["priority"] == 4
 
 
-def test_what_was_told_is_kept_private(stage):
+def test_the_outbox_is_private_and_has_no_write_ahead_log(stage):
     stage.start()
     stage.be(NodePhase.serving)
-    stage.until_fact(sent=1)
-    path = stage.dirs.state / "notices.json"
-    assert json.loads(path.read_text())["profile"] == "tiny" and path.stat().st_mode & 0o077 == 0
+    stage.until_fact(sent=1, waiting=0, kept="")
+    path = stage.dirs.state / "outbox.sqlite3"
+    assert path.stat().st_mode & 0o077 == 0
+    with sqlite3.connect(path) as there:
+        assert there.execute("PRAGMA journal_mode").fetchone()[0] != "wal"
+        (state,) = there.execute("SELECT body FROM kept WHERE name = 'state'").fetchone()
+    assert json.loads(state)["told"]["profile"] == "tiny"
 
 
 def test_a_server_that_is_busy_is_tried_again_later_and_left_alone_meanwhile(stage):
@@ -134,32 +152,202 @@ def test_a_server_that_is_busy_is_tried_again_later_and_left_alone_meanwhile(sta
     fact = stage.until_fact(phase=Phase.backoff, waiting=1)
     assert "answers 500" in fact.detail
     stage.be(NodePhase.failed, reason=Reason.server_failed)
-    stage.until_told("Failed on node7")
-    first, second = stage.server.tries
+    stage.until_told("Serving tiny on node7", "Failed on node7")
+    first, second, _ = stage.server.tries
     assert second[0] - first[0] >= 1.9
-    stage.until_fact(phase=Phase.ready, detail="", sent=1, waiting=0)
+    stage.until_fact(phase=Phase.ready, detail="", sent=2, waiting=0)
 
 
-def test_an_answer_that_is_lost_leads_to_another_try(stage):
+def test_an_answer_that_is_lost_leads_to_another_try_that_replaces_the_first(stage):
     stage.server.plan[:] = ["cut"]
     stage.start()
     stage.be(NodePhase.serving)
-    stage.until_told("Serving tiny on node7", "Serving tiny on node7")
+    stage.until_fact(sent=1, waiting=0)
+    assert len(stage.server.tries) == len(stage.server.cache) == 2
+    stage.until_told("Serving tiny on node7")
 
 
-def test_a_server_that_refuses_us_is_left_alone_until_the_settings_are_read_again(stage):
+def test_what_happens_while_the_server_is_down_is_told_in_order_and_once_even_by_a_killed_notifiers_next_incarnation(stage):
+    stage.start()
+    stage.be(NodePhase.serving)
+    stage.until_told("Serving tiny on node7")
+    stage.server.down()
+    stage.publish("tunnel", tunnel_up())
+    stage.until_fact(waiting=1)
+    stage.be(NodePhase.failed, reason=Reason.server_failed)
+    stage.until_fact(waiting=2, kept="")
+    stage.until(lambda: len(kept_titles(stage)) == 2, what="both on disk")
+    stage.worker.kill()
+    stage.start()
+    stage.until_fact(waiting=2, phase=Phase.backoff)
+    stage.be(NodePhase.failed, reason=Reason.server_failed)
+    stage.be(NodePhase.serving, ready_at=2000.0)
+    stage.until_fact(waiting=3)
+    stage.server.up()
+    stage.until_told(
+        "Serving tiny on node7", "Tunnel up: https://llm.example.org", "Failed on node7", "Resumed: tiny on node7"
+    )
+    stage.until_fact(waiting=0, phase=Phase.ready)
+    assert len({message["sequence_id"] for message in stage.server.cache}) == 4
+
+
+def test_a_notifier_that_is_killed_after_the_server_has_accepted_repeats_it_without_doubling_it(stage):
+    stage.server.plan[:] = ["late"]
+    stage.start()
+    stage.be(NodePhase.serving)
+    stage.until(lambda: stage.server.messages, what="accepted, and not answered")
+    stage.worker.kill()
+    stage.start()
+    stage.until_fact(sent=1, waiting=0)
+    assert len(stage.server.cache) == 2
+    stage.until_told("Serving tiny on node7")
+
+
+def test_a_stop_without_network_leaves_its_notices_to_the_next_start(stage):
+    stage.server.down()
+    stage.start()
+    stage.be(NodePhase.serving)
+    stage.until_fact(waiting=1)
+    assert stage.stop(1.5) == 0
+    stage.server.up()
+    stage.start()
+    stage.until_told("Serving tiny on node7", "Stopped: llmwd on node7")
+
+
+def test_a_damaged_outbox_is_set_aside_and_said(stage):
+    (stage.dirs.state / "outbox.sqlite3").write_bytes(b"no database at all, but long enough to look at" * 40)
+    stage.start()
+    stage.be(NodePhase.serving)
+    stage.until_told("Serving tiny on node7")
+    assert "was damaged" in stage.log() and (stage.dirs.state / "outbox.damaged").exists()
+
+
+def test_without_a_place_on_disk_notices_are_told_from_memory_and_that_is_said_once(stage):
+    (stage.dirs.state / "outbox.sqlite3").mkdir()  # as root, whom no mode stops, a folder in its place is as good as a full disk
+    stage.start()
+    stage.be(NodePhase.serving)
+    stage.until_told("Serving tiny on node7")
+    stage.be(NodePhase.failed, reason=Reason.server_failed)
+    stage.until_told("Serving tiny on node7", "Failed on node7")
+    fact = stage.until_fact(sent=2, waiting=0)
+    assert "outbox.sqlite3" in fact.kept and stage.log().count("in memory only") == 1
+
+
+def test_a_server_that_refuses_us_is_left_alone_until_it_is_asked_for_again(stage):
     stage.server.plan[:] = ["403"]
     stage.start()
     stage.be(NodePhase.serving)
     fact = stage.until_fact(phase=Phase.failed, failed=1, waiting=1)
     assert "answers 403" in fact.detail and "NTFY_TOPIC" in fact.detail
     stage.be(NodePhase.failed, reason=Reason.server_failed)
+    stage.until_fact(waiting=2)
     beats = stage.worker.beats
     stage.until(lambda: stage.worker.beats > beats + 2)
     assert len(stage.server.tries) == 1
+    stage.server.plan[:] = ["401"]
+    assert isinstance(stage.order(ResetOrder(by="ann")), Done)
+    stage.until_fact(phase=Phase.failed, failed=2, waiting=2)
+    assert isinstance(stage.order(NotifyOrder(message="m", by="ann")), Refused)
     stage.reload(**stage.base)
-    stage.until_told("Failed on node7")
+    stage.until_told("Serving tiny on node7", "Failed on node7", "Test from llmwd on node7")
     stage.until_fact(phase=Phase.ready, waiting=0)
+    assert isinstance(stage.order(NotifyOrder(message="m", by="ann")), Done)
+    assert [name for name in journal(stage) if name == "notice_failed"] == ["notice_failed"] * 2
+
+
+def test_a_token_and_a_password_come_from_files_and_a_new_one_is_taken_at_once(tmp_path, server):
+    secret, password = tmp_path / "token", tmp_path / "password"
+    secret.write_text("tk_wrong_and_long_enough\n")
+    secret.chmod(0o600)
+    basic = "Basic " + base64.b64encode(b"ann:pass-word-1").decode()
+    server.users = {"Bearer tk_right_and_long_enough": {TOPIC}, basic: {TOPIC}}
+    with Notifier(tmp_path, server, NTFY_TOKEN_FILE=secret) as stage:
+        stage.start()
+        stage.be(NodePhase.serving)
+        assert "answers 401" in stage.until_fact(phase=Phase.failed).detail
+        secret.write_text("tk_right_and_long_enough\n")
+        stage.order(ResetOrder(by="ann"))
+        stage.until_told("Serving tiny on node7")
+        password.write_text("pass-word-1\n")
+        stage.reload(**stage.base | {"NTFY_TOKEN_FILE": "", "NTFY_USER": "ann", "NTFY_PASSWORD_FILE": password})
+        stage.be(NodePhase.failed, reason=Reason.server_failed)
+        assert f"chmod 600 {password}" in stage.until_fact(phase=Phase.failed).detail
+        password.chmod(0o600)
+        stage.order(ResetOrder(by="ann"))
+        stage.until_told("Serving tiny on node7", "Failed on node7")
+        stage.stop(5.0)
+        written = [path for folder in (stage.dirs.state, stage.dirs.runtime) for path in folder.rglob("*") if path.is_file()]
+        for each in (b"tk_right_and", b"tk_wrong_and", b"pass-word-1", basic.encode()):
+            assert not [path for path in written if each in path.read_bytes()]
+
+
+def test_tags_and_the_way_to_the_status_page_are_sent_and_events_can_be_left_out(tmp_path, server):
+    more = {"NTFY_TAGS": "gpu,lab", "TUNNEL_HOSTNAME": "llm.example.org", "TUNNEL_MODE": "none", "NTFY_EVENTS": "serving,stopped"}
+    with Notifier(tmp_path, server, **more) as stage:
+        stage.start()
+        stage.be(NodePhase.serving)
+        stage.until_told("Serving tiny on node7")
+        assert server.messages[0]["tags"] == ["white_check_mark", "gpu", "lab"]
+        assert server.messages[0]["click"] == "https://llm.example.org/"
+        stage.be(NodePhase.failed, reason=Reason.server_failed)
+        stage.be(NodePhase.serving, ready_at=2000.0)
+        assert stage.stop(5.0) == 0
+        stage.until_told("Serving tiny on node7", "Stopped: llmwd on node7")
+
+
+def test_a_failure_is_told_with_the_end_of_the_servers_log_without_secrets(stage):
+    stage.dirs.logs.mkdir(exist_ok=True)
+    (stage.dirs.logs / "server.log").write_text("begin\n" * 1000 + "api_key='sk-abcdefghijklmnop'\nCUDA out of memory\n")
+    stage.start()
+    stage.be(NodePhase.failed, reason=Reason.server_failed)
+    stage.until_told("Failed on node7")
+    assert stage.server.messages[0]["message"].endswith("CUDA out of memory")
+    assert "sk-abc" not in stage.server.messages[0]["message"]
+
+
+def test_the_server_tells_the_death_of_a_node_and_nothing_after_an_orderly_end(tmp_path, server):
+    with Notifier(tmp_path, server, NTFY_DEADMAN=30) as stage:
+        stage.start()
+        stage.be(NodePhase.serving)
+        fact = stage.until_fact(deadman_at=lambda at: at)
+        assert 1700 < fact.deadman_at - time.time() <= 1801 and len(server.scheduled) == 1
+        stage.worker.kill()
+        stage.start()
+        stage.until(lambda: len(server.tries) == 3, what="renewed by the next incarnation")
+        stage.until_fact(deadman_at=lambda at: at)
+        assert len(server.scheduled) == 1
+        stage.worker.kill()
+        server.pass_time(1900)
+        stage.until_told("Serving tiny on node7", "No sign of life from llmwd on node7")
+        assert server.messages[1]["priority"] == 4
+        stage.start()
+        stage.until_fact(deadman_at=lambda at: at)
+        assert stage.stop(5.0) == 0
+        assert server.scheduled == []
+
+
+def test_a_server_that_is_too_old_for_a_dead_mans_notice_gets_none(tmp_path, server):
+    server.old = True
+    with Notifier(tmp_path, server, NTFY_DEADMAN=30) as stage:
+        stage.start()
+        stage.be(NodePhase.serving)
+        assert "2.16" in stage.until_fact(sent=1, waiting=0).deadman
+        assert len(server.tries) == 1 and server.scheduled == []
+        assert stage.stop(5.0) == 0
+
+
+def test_another_service_gets_the_notices_through_apprise_and_its_address_is_written_nowhere(tmp_path, server):
+    token = "very-secret-webhook-token"
+    url = f"json://127.0.0.1:{server.server_port}/{token}?format=text"
+    with Notifier(tmp_path, server, NOTIFY_URLS=url) as stage:
+        stage.start()
+        stage.be(NodePhase.serving)
+        stage.until(lambda: server.hooks, 60, what="the hook")
+        assert server.hooks[0]["title"] == "Serving tiny on node7"
+        stage.until_fact(sent=2, waiting=0)
+        stage.stop(10.0)
+        written = [path for folder in (stage.dirs.state, stage.dirs.runtime) for path in folder.rglob("*") if path.is_file()]
+        assert written and all(token.encode() not in path.read_bytes() for path in written)
 
 
 def test_a_notice_that_is_not_accepted_does_not_hold_up_the_others(stage):

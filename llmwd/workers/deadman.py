@@ -1,0 +1,81 @@
+"""The dead man's notice: the ntfy server holds a delayed one, which is renewed while we live and taken back at the end.
+
+Only where the server has shown, by its answer to another notice, that it replaces by sequence id (from ntfy 2.16 on):
+an older one would tell each renewal as a death.
+"""
+
+import random
+from collections.abc import Callable
+
+import msgspec
+
+from llmwd.adapters import ntfy
+from llmwd.adapters.ntfy import Access, Outcome, Result
+from llmwd.config import Settings
+from llmwd.core import noticetext
+from llmwd.core.outbox import Deadman, State
+from llmwd.workers.base import Shell
+
+RENEWALS = 3  # in the time until it fires: one may be lost
+WAITS = "waits for the first notice, to see that the server can (from ntfy 2.16 on)"
+
+
+class Switch:
+    """`trouble`: why there is none though it is wanted."""
+
+    def __init__(self, shell: Shell, now_at: Callable[[], float], access: Callable[[Settings], Access]):
+        self.shell = shell
+        self.now_at = now_at
+        self.access = access
+        self.renew_at = 0.0
+        self.tries = 0
+        self.busy = self.cancelled = False
+        self.trouble = ""
+
+    def wakes_at(self, settings: Settings, state: State, refused: bool) -> float | None:
+        if not (settings.ntfy_topic and settings.ntfy_deadman) or self.cancelled:
+            self.trouble = ""
+            return None
+        if refused or not state.replaces:
+            self.trouble = "" if refused else WAITS
+            return None
+        return None if self.busy else self.renew_at
+
+    def renew(self, settings: Settings, state: State, sid: str, click: str, then: Callable[[State], None]) -> None:
+        """then(state) once the server has it, or not."""
+        self.busy = True
+        s, minutes = settings, settings.ntfy_deadman
+        asked_at = self.now_at()
+        body = noticetext.deadman(sid, self.shell.boot.node, s.ntfy_topic, minutes, s.ntfy_tags, click)
+        access = self.access(s)
+
+        def arrived(outcome: Outcome | None) -> None:
+            self.busy = False
+            outcome = outcome or Outcome(Result.bad, "see the traceback")
+            if outcome.result is Result.sent:
+                self.tries, self.trouble, self.renew_at = 0, "", asked_at + minutes * 60 / RENEWALS
+                then(Deadman(sid, asked_at + minutes * 60))
+                return
+            self.tries += 1
+            self.trouble = outcome.why
+            delay_s = noticetext.retry_after_s(self.tries, outcome.status, outcome.code, random.random())
+            self.renew_at = self.now_at() + min(delay_s, minutes * 60 / RENEWALS)
+            then(None)
+
+        self.shell.beside(lambda: ntfy.publish(s.ntfy_server, s.ntfy_topic, body, access), arrived)
+
+    def cancel(self, settings: Settings, state: State, then: Callable[[], None]) -> None:
+        """Take it back, by the settings that it was made with."""
+        self.busy, s, sid, access = True, settings, state.deadman.sid, self.access(settings)
+
+        def arrived(outcome: Outcome | None) -> None:
+            self.busy = False
+            if outcome is None or outcome.result is not Result.sent:
+                self.shell.log.warning("the dead man's notice could not be taken back: %s", outcome.why if outcome else "")
+            then()
+
+        self.shell.beside(lambda: ntfy.cancel(s.ntfy_server, s.ntfy_topic, sid, access), arrived)
+
+
+def without(state: State) -> State:
+    return msgspec.structs.replace(state, deadman=None)

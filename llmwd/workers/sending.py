@@ -1,0 +1,134 @@
+"""One destination of notices: one send at a time, beside the loop, again after a backoff, or never again until told so."""
+
+import hashlib
+import random
+from collections.abc import Callable
+
+from llmwd.adapters import ntfy, otherservices
+from llmwd.adapters.ntfy import Access, Outcome, Result
+from llmwd.config import Settings
+from llmwd.core import noticetext, outbox
+from llmwd.core.outbox import Book, Entry
+from llmwd.messages import NoticesFact
+from llmwd.vocab import Phase
+from llmwd.workers.base import Shell
+
+NTFY = "ntfy"
+OFF = "off: NTFY_TOPIC is not set"
+KEPT_SENDS = 100
+
+
+class Lane:
+    """`name` is shown and kept, so it holds no secret. deliver(entry) blocks, in a thread."""
+
+    def __init__(self, shell: Shell, name: str, deliver: Callable[[Entry], Outcome]):
+        self.shell = shell
+        self.name = name
+        self.deliver = deliver
+        self.sending: Entry | None = None
+        self.tries = 0
+        self.quiet_until_at = 0.0
+        self.refused = False
+        self.trouble = ""
+        self.sent = self.failed = 0
+        self.last_sent_at: float | None = None
+        self._sent_at: tuple[float, ...] = ()
+
+    def forget(self) -> None:
+        """Failures; the next try is at once."""
+        self.tries, self.quiet_until_at, self.refused, self.trouble = 0, 0.0, False, ""
+
+    def wakes_at(self, book: Book, now_at: float) -> float | None:
+        """When there is something to do for it."""
+        due_at = outbox.next_at(book, self.name)
+        if due_at is None or self.sending is not None or self.refused:
+            return None
+        return max(due_at, self.quiet_until_at, outbox.paced_at(self._sent_at, now_at))
+
+    def begin(self, book: Book, now_at: float, then: Callable[[Entry, Outcome], None]) -> None:
+        """Send the oldest that is due."""
+        entry = outbox.due(book, self.name, now_at)
+        if entry is None:
+            return
+        self.sending = entry
+        failed = Outcome(Result.bad, "the notice could not be sent: see the traceback")
+        self.shell.beside(lambda: self.deliver(entry), lambda outcome: then(entry, outcome or failed))
+
+    def over(self, book: Book, entry: Entry, outcome: Outcome, now_at: float) -> Book:
+        """What the book is after this outcome."""
+        self.sending = None
+        match outcome.result:
+            case Result.sent:
+                self.sent, self.tries, self.trouble, self.last_sent_at = self.sent + 1, 0, "", now_at
+                self._sent_at = (*self._sent_at, now_at)[-KEPT_SENDS:]
+                self.shell.log.info("told: %s", entry.title)
+                return outbox.done(book, entry)
+            case Result.bad:
+                self.failed, self.tries = self.failed + 1, 0
+                self._say(entry, outcome)
+                return outbox.done(book, entry)
+            case Result.refused:
+                self.refused, self.failed, self.trouble = True, self.failed + 1, outcome.why
+                self._say(entry, outcome)
+                return book
+        self.tries += 1
+        if outcome.why != self.trouble:
+            self.shell.log.warning("not told yet (%s): %s", entry.title, outcome.why)
+        self.trouble = outcome.why
+        self.quiet_until_at = now_at + noticetext.retry_after_s(self.tries, outcome.status, outcome.code, random.random())
+        return outbox.tried(book, entry)
+
+    def _say(self, entry: Entry, outcome: Outcome) -> None:
+        stopped = "; no notice is sent until `llmwd-ctl reset` or `reload`" if self.refused else ""
+        self.shell.log.error("not told (%s): %s%s", entry.title, outcome.why, stopped)
+        self.shell.journal.write("notice_failed", title=entry.title, why=outcome.why)
+
+
+def ways(settings: Settings, now_at: Callable[[], float]) -> dict[str, Callable[[Entry], Outcome]]:
+    """Where notices go by these settings: the destination's name, and what delivers to it."""
+    found: dict[str, Callable[[Entry], Outcome]] = {}
+    s = settings
+    if s.ntfy_topic:
+
+        def by_ntfy(entry: Entry) -> Outcome:
+            data = noticetext.body(entry, s.ntfy_topic, s.ntfy_priority, s.ntfy_tags, click_of(s), now_at())
+            return ntfy.publish(s.ntfy_server, s.ntfy_topic, data, access(s))
+
+        found[NTFY] = by_ntfy
+    for url in s.notify_urls:
+        found[name_of(url)] = lambda entry, url=url: otherservices.send(
+            url, entry.title, noticetext.text(entry, now_at()), entry.alarm
+        )
+    return found
+
+
+def access(settings: Settings) -> Access:
+    return Access(settings.ntfy_token_file, settings.ntfy_user, settings.ntfy_password_file)
+
+
+def click_of(settings: Settings) -> str:
+    return settings.ntfy_click or (f"https://{settings.tunnel_hostname}/" if settings.tunnel_hostname else "")
+
+
+def name_of(url: str) -> str:
+    """A name for a service that tells nothing of what its address holds but the service."""
+    return f"{url.partition('://')[0].lower()}-{hashlib.sha256(url.encode()).hexdigest()[:6]}"
+
+
+def fact_of(lanes: dict[str, Lane], book: Book, kept: str, deadman: str, lost: int, now_s: float) -> NoticesFact:
+    """What is shown of all this. kept, deadman: what is wrong with them."""
+    every = lanes.values()
+    detail = "; ".join(lane.trouble if lane.name == NTFY else f"{lane.name}: {lane.trouble}" for lane in every if lane.trouble)
+    if not lanes:
+        phase, detail = Phase.stopped, OFF
+    elif any(lane.refused for lane in every):
+        phase = Phase.failed
+    else:
+        phase = Phase.backoff if any(lane.tries for lane in every) else Phase.ready
+    dead = book.state.deadman
+    return NoticesFact(
+        phase=phase, detail=detail, sent=sum(lane.sent for lane in every), failed=sum(lane.failed for lane in every),
+        waiting=len(book.entries), at_s=now_s, lost=lost, kept=kept, deadman=deadman,
+        last_sent_at=max((lane.last_sent_at for lane in every if lane.last_sent_at), default=None),
+        deadman_at=dead.fires_at if dead else None,
+    )  # fmt: skip
