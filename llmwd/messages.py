@@ -99,6 +99,7 @@ class JobClaim(Part, kw_only=True):
     gpus: tuple[int, ...] | None
     sources: tuple[str, ...] = ()
     leaving: bool = False  # no longer seen here, but not confirmed to be over
+    user: str = ""  # whose it is, where Slurm tells
 
 
 class Expected(Part, kw_only=True):

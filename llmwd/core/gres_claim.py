@@ -36,6 +36,7 @@ class Claim(msgspec.Struct, frozen=True):
     completing: bool = False  # the job or node says COMPLETING, or a node's state is not told
     states: tuple[str, ...] = ()  # of the job or the node, upper case: ("MIXED", "DRAIN")
     total: int | None = None  # node: GPUs in Gres=, if told
+    user: str = ""  # whose job it is, "" where that is not told; only for showing
     used: int | None = None  # node, gpus None: how many are in use at least, if that much was understood
 
 
@@ -58,6 +59,7 @@ class JobFacts(msgspec.Struct, frozen=True):
     totals: dict[str, int] | None  # GPU-like amounts of the whole job; None = not told
     alloc_has_gpu: bool
     why: str = ""  # set when the record contradicts itself
+    user: str = ""
 
 
 def judge(job: JobFacts, node: str) -> Claim:
@@ -67,7 +69,7 @@ def judge(job: JobFacts, node: str) -> Claim:
         gpus, why = _judge(job, node, completing)
     except hostlist.HostlistError as error:
         gpus, why = None, str(error)
-    return Claim(gpus, "" if gpus is not None else why, completing, job.states)
+    return Claim(gpus, "" if gpus is not None else why, completing, job.states, user=job.user)
 
 
 def _judge(job: JobFacts, node: str, completing: bool) -> tuple[frozenset[int] | None, str]:

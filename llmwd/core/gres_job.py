@@ -6,6 +6,8 @@ at the very end of the text may be cut (`NodeList=gpu0`), so it is as if it were
 
 import re
 
+import msgspec
+
 from llmwd.core import gres_failure
 from llmwd.core.gres_claim import Claim, JobFacts, Line, is_sluid, judge
 from llmwd.core.gres_detail import Detail, read_detail, read_totals, tres_has_gpu
@@ -23,6 +25,8 @@ _LINE = re.compile(
     r"(?<=\s)Nodes=(?P<nodes>\S+)[ \t]+CPU_IDs=\S*"
     r"(?:[ \t]+(?!Nodes=|GRES)[A-Za-z_/]+=\S*)*?[ \t]+GRES(?P<legacy>_IDX)?=(?P<detail>\S*)"
 )
+# On a line of its own, so that no job's name can imitate it (with -o it is not told).
+_USER = re.compile(r"^[ \t]+UserId=([^\s()=]{1,64})\(\d+\)", re.MULTILINE)
 # The word that follows on the same line.
 _NEXT = re.compile(r"[ \t]+(\S+)")
 
@@ -79,6 +83,7 @@ class _Record:
             totals=None if totals is None else read_totals(totals),
             alloc_has_gpu=tres_has_gpu(fields[name] for name in ("AllocTRES", "TRES") if name in fields),
             why=self.why,
+            user=user[1] if (user := _USER.search(self._body)) else "",
         )
         return judge(facts, node)
 
@@ -95,7 +100,7 @@ def _bounds(text: str, starts: list[re.Match[str]], job: str | None = None) -> l
 
 def _agreed(claims: list[Claim]) -> Claim:
     """The claim of records with one JobId (they may be repeated), if they agree."""
-    if all(claim == claims[0] for claim in claims):
+    if all(msgspec.structs.replace(claim, user=claims[0].user) == claims[0] for claim in claims):
         return claims[0]
     return Claim(None, "several records have this JobId and differ", any(claim.completing for claim in claims))
 

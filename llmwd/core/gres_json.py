@@ -49,6 +49,7 @@ class _Job(msgspec.Struct):
     job_state: str | list[str] | None = None
     nodes: str | None = None
     node_count: _Id = None
+    user_name: Any = None  # only shown: whatever it is, it must not make the record unreadable
     gres_detail: list[str] | None = None
     gres_total: str | None = None
     tres_alloc_str: str | None = None
@@ -107,6 +108,10 @@ def _node_list(job: _Job) -> str | None:
     return job.nodes
 
 
+def _user(value: Any) -> str:
+    return value[:64] if isinstance(value, str) and value.isprintable() else ""
+
+
 def _facts(job: _Job, node: str) -> JobFacts:
     """A job of the reply. HostlistError when its node list is none."""
     nodes = _node_list(job)
@@ -126,7 +131,7 @@ def _facts(job: _Job, node: str) -> JobFacts:
     if totals is None and details is not None:
         counted = [name for line in lines for name, amount in line.detail.counts.items() if amount]
         totals = {(counted or ["gpu"])[0]: 1} if has_gpu else {}
-    return JobFacts(_words(job.job_state), nodes, _int(job.node_count), tuple(lines), totals, has_gpu, why)
+    return JobFacts(_words(job.job_state), nodes, _int(job.node_count), tuple(lines), totals, has_gpu, why, _user(job.user_name))
 
 
 def _names_node(nodes: str, node: str) -> bool:

@@ -24,6 +24,7 @@ class JobView(msgspec.Struct, frozen=True):
     seen_s: float | None = None
     resolved_s: float | None = None
     why: str = ""
+    user: str = ""
 
 
 class JobRun:
@@ -39,7 +40,7 @@ class JobRun:
         self.covered_s: float | None = None
         self.within: frozenset[int] = frozenset()  # while covered: all it can have
         self.failure: Failure | None = None
-        self.why = ""
+        self.why = self.user = ""
         self.ask_at_s: float | None = None if self.sim else seen.seen_s
         self.reask_s = REASK_FIRST_S
         self.left_s: float | None = None

@@ -200,7 +200,8 @@ def _revocation(seen: Seen) -> Revocation | None:
 def _to_whom(doing: str, seen: Seen, server: ServerFact) -> str:
     revocation = _revocation(seen)
     if revocation is not None and revocation.job:
-        return f"{doing} to Slurm job {revocation.job} on {seen.node}"
+        user = next((claim.user for claim in seen.gpus.claims if claim.id == revocation.job), "")
+        return f"{doing} to Slurm job {revocation.job}{f' of {user}' if user else ''} on {seen.node}"
     return f"{doing} to a Slurm job on {seen.node}" if server.reason is Reason.yielded_to_job else f"{doing} on {seen.node}"
 
 

@@ -160,3 +160,8 @@ def test_no_command_goes_through_a_shell() -> None:
             if isinstance(node, ast.Call):
                 assert not any(keyword.arg == "shell" for keyword in node.keywords), f"{path}:{node.lineno}"
         assert not calls(path) & {"os.system", "os.popen", "subprocess.getoutput", "subprocess.getstatusoutput"}
+
+
+def test_no_worker_listens_to_or_waits_for_the_notifier() -> None:
+    named = {path.name for path in ROOT.glob("llmwd/workers/*.py") if "Worker.notifier" in path.read_text() or "NoticesFact" in path.read_text()}
+    assert named == {"notifier.py", "sending.py"}

@@ -392,3 +392,9 @@ def test_the_configuration_is_read_and_its_first_section_counts() -> None:
 def test_a_name_of_a_run_is_told_from_a_job_id() -> None:
     assert gres.is_sluid("sEKNKTV3WPV500")
     assert not any(map(gres.is_sluid, ("7", "5_1", "sEKNKTV3WPV50", "sEKNKTV3WPV50I", "xEKNKTV3WPV500", None)))
+
+
+def test_whose_job_it_is_comes_from_its_own_line_and_never_from_a_name() -> None:
+    for head, user in (("JobId=7 JobName=train", "a"), ("JobId=7 JobName=x UserId=root(0)", "a")):
+        assert gres.read("job", a_job(head=head), "n1", "7").user == user
+    assert gres.read("job", a_job().replace("UserId=a(1)", "UserId="), "n1", "7").user == ""

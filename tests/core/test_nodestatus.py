@@ -8,6 +8,7 @@ import pytest
 from llmwd.core import nodestatus
 from llmwd.core.nodestatus import Facts, status_of, summary_rows
 from llmwd.messages import (
+    NoticesFact,
     Courtesy,
     Expected,
     Gpu,
@@ -273,3 +274,12 @@ def test_the_tunnel_is_shown_with_its_connections_their_places_and_since_when():
     assert (told.tunnel.mode, told.tunnel.connections, told.tunnel.locations) == ("named", 4, ("ams01", "fra03"))
     row = dict(summary_rows(told, 1180.0))["tunnel"]
     assert row == "ready for 3m (named, 4 connections: ams01, fra03) · https://llm.example.org"
+
+
+def test_the_outbox_is_shown_with_what_waits_when_the_last_was_sent_and_an_alarm():
+    fact = NoticesFact(phase=Phase.ready, detail="", waiting=0, sent=3, at_s=NOW_S, last_sent_at=1000.0, deadman_at=2980.0)
+    assert dict(summary_rows(shown(notices=fact), 1180.0))["notices"] == "none waits · last sent 3m ago · dead man's notice in 30m"
+    alarm = msgspec.structs.replace(fact, phase=Phase.failed, detail="ntfy answers 403", waiting=2, kept="no space", deadman_at=None)
+    row = dict(summary_rows(shown(notices=alarm), 1180.0))["notices"]
+    assert row == "ALARM: ntfy answers 403 · 2 wait · last sent 3m ago · in memory only (no space)"
+    assert "notices" not in dict(summary_rows(shown(), 1180.0))

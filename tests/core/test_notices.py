@@ -8,7 +8,7 @@ import pytest
 
 from llmwd.core import notices
 from llmwd.core.notices import Notice, Seen, Told, after, consider, heard
-from llmwd.messages import GpusFact, Hold, Revocation, ServerFact, TunnelFact, WorkerState
+from llmwd.messages import GpusFact, Hold, JobClaim, Revocation, ServerFact, TunnelFact, WorkerState
 from llmwd.vocab import Event, NodePhase, Phase, Reason, Worker
 from tests.workers.harness import server_fact
 
@@ -77,6 +77,14 @@ def test_a_yield_tells_the_job_and_then_how_long_the_release_took():
     assert "GPUs 2-3 were given back 0.43 s after the job was seen" in notice.message
     assert reader.hear(server_fact(NodePhase.waiting, at_s=130.0)) == []
     assert reader.title(server_fact(NodePhase.serving, ready_at=2000.0)) == "Resumed: tiny on node7"
+
+
+def test_a_yield_tells_whose_job_it_is_where_slurm_tells():
+    reader = Reader()
+    reader.hear(server_fact(NodePhase.serving))
+    claims = (JobClaim(id="41", gpus=(0,), user="bob"), JobClaim(id="42", gpus=(2,), user="ann"))
+    gpus = msgspec.structs.replace(revoked(), claims=claims)
+    assert reader.title(server_fact(NodePhase.yielding, at_s=100.2), gpus=gpus) == "Yielding to Slurm job 42 of ann on node7"
 
 
 def test_a_yield_so_quick_that_its_beginning_went_unseen_is_told_all_the_same():

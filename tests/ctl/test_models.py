@@ -96,3 +96,23 @@ def test_switch_model_takes_no_options_and_one_name(stand):
     assert switch_model(stand, "--wait").returncode == 2
     assert switch_model(stand, "a", "b").returncode == 2
     assert switch_model(stand, "--help").returncode == 0
+
+
+def test_check_tells_what_keeps_notices_from_being_sent(stand, tmp_path):
+    stand.profile("good")
+    activate(stand, "good")
+    token, config = tmp_path / "token", stand.dirs.home / "etc/config.env"
+    token.write_text("tk_secret_secret\n")
+    token.chmod(0o644)
+    kept = config.read_text() if config.exists() else ""
+    config.write_text(
+        f"{kept}\nNTFY_TOPIC=t\nNTFY_TOKEN_FILE={token}\nNTFY_USER=ann\nNOTIFY_URLS='nosuchservice://very-secret-token json://127.0.0.1:9/x'\n"
+    )
+    done = stand.ctl("check")
+    assert done.returncode == 1 and len(done.stderr.strip().splitlines()) == 4, done.stderr
+    for told in (f"chmod 600 {token}", "NTFY_PASSWORD_FILE is not set", "set one of them", "apprise does not understand"):
+        assert told in done.stderr
+    assert "very-secret" not in done.stderr and "tk_secret" not in done.stderr
+    token.chmod(0o600)
+    config.write_text(f"{kept}\nNTFY_TOPIC=t\nNTFY_TOKEN_FILE={token}\nNOTIFY_URLS=json://127.0.0.1:9/x\n")
+    assert stand.ctl("check").returncode == 0

@@ -11,6 +11,7 @@ from urllib.request import Request, urlopen
 
 import pytest
 
+from tests.fakes.ntfy import NtfyServer
 from tests.tree.conftest import Start
 from tests.tree.supervised import Supervised
 from tests.waiting import wait_until
@@ -140,6 +141,19 @@ def test_no_other_worker_is_waited_for(supervised: Start, busy: str) -> None:
     tree.job(1, "0-7")
     gone(tree)
     tree.signal_pid(tree.process.pid, signal.SIGCONT)
+
+
+def test_a_notice_that_nobody_takes_slows_no_yield(supervised: Start) -> None:
+    with NtfyServer() as ntfy:
+        ntfy.plan[:] = ["hang"] * 100
+        tree = supervised({"FAKE_ENGINE": 1}, LEASE_TTL=60, YIELD_GRACE=0.3, NTFY_TOPIC="t", NTFY_SERVER=ntfy.url)
+        tree.all_ready()
+        wait_until(lambda: ntfy.tries, 30, what="a notice that hangs")
+        tree.job(1, "0-7")
+        gone(tree)
+        assert tree.phase("waiting")["reason"] == "yielded_to_job"
+        waiting = tree.until(lambda status: status["notices"]["waiting"] >= 2)["notices"]
+        assert waiting["sent"] == 0 and waiting["kept"] == ""
 
 
 def test_the_detector_killed_just_as_a_job_arrives_costs_no_conflict(supervised: Start) -> None:
