@@ -1,5 +1,9 @@
-"""The keys of the front door: what the file holds, and which keys count at a time. Pure."""
+"""The keys of the front door: what the file holds, how keys come and go, and which count at a time. Pure.
 
+What a client sends is the base64 of NAME:SECRET, because that is what Caddy's check of basic authentication takes.
+"""
+
+import base64
 import re
 
 import msgspec
@@ -14,7 +18,8 @@ class KeyFileError(Exception):
 
 
 class Key(msgspec.Struct, frozen=True):
-    """One key: its secret only as bcrypt. Times are wall time; expires_at None: never."""
+    """One key: its secret only as bcrypt; id: by which its owner can tell it from another of that name. Times are wall
+    time; expires_at None: never."""
 
     name: str
     id: str
@@ -41,6 +46,42 @@ def parse(path: str, data: bytes) -> tuple[Key, ...]:
         if not _NAME.fullmatch(key.name) or not _BCRYPT.fullmatch(key.bcrypt) or names.count(key.name) > 1:
             raise KeyFileError(f"{path}: the key {key.name!r} is damaged or there twice: remove it there, and make it anew")
     return found.keys
+
+
+def dump(keys: tuple[Key, ...]) -> bytes:
+    """The file's text for these keys."""
+    return msgspec.json.format(msgspec.json.encode(_File(VERSION, keys))) + b"\n"
+
+
+def is_name(name: str) -> bool:
+    """Whether a key may be called so: it stands in the access log, in Caddy's configuration and before a colon."""
+    return _NAME.fullmatch(name) is not None
+
+
+def made_of(name: str, drawn: str) -> tuple[str, str] | None:
+    """(what a client sends, the secret in it), of random characters; None: others have to be drawn.
+
+    It has no padding and nothing that a shell or an address would take amiss.
+    """
+    secret = drawn[: len(drawn) - len(f"{name}:{drawn}") % 3]
+    made = base64.b64encode(f"{name}:{secret}".encode()).decode()
+    return None if re.search("[+/=]", made) else (made, secret)
+
+
+def added(path: str, keys: tuple[Key, ...], key: Key) -> tuple[Key, ...]:
+    """Raises KeyFileError where the name is taken: two people must not be one in the log."""
+    if any(each.name == key.name for each in keys):
+        raise KeyFileError(f"there is a key called {key.name!r} in {path} already: revoke it first, or choose another name")
+    return (*keys, key)
+
+
+def removed(path: str, keys: tuple[Key, ...], name: str) -> tuple[Key, ...]:
+    """Raises KeyFileError where nobody is called so."""
+    left = tuple(key for key in keys if key.name != name)
+    if left == keys:
+        there = ", ".join(sorted(key.name for key in keys)) or "none"
+        raise KeyFileError(f"there is no key called {name!r} in {path}; there are: {there}")
+    return left
 
 
 def in_force(keys: tuple[Key, ...], now_at: float) -> tuple[Key, ...]:

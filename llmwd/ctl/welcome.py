@@ -127,7 +127,7 @@ def curl_lines(dirs: Dirs, seen: Look) -> list[str]:
         asks = bool(key_of(dirs, seen))
     except Refusal:  # the profile has been changed meanwhile: what is served may still be asked
         asks = True
-    key, header = ("bin/llmwd-ctl key --header | ", " -H @-") if asks else ("", "")
+    key, header = ("bin/llmwd-ctl key local --header | ", " -H @-") if asks else ("", "")
     url = seen.status.server.url or ""
     insecure = " -k" if urlsplit(url).scheme == "https" else ""
     body = {

@@ -1,11 +1,12 @@
 """The configuration compared with bash itself on many generated files."""
 
 import os
+import re
 import subprocess
 import tempfile
 from pathlib import Path
 
-from hypothesis import event, example, given, settings
+from hypothesis import assume, event, example, given, settings
 from hypothesis import strategies as st
 
 from llmwd.config import load
@@ -124,6 +125,7 @@ def test_every_generated_configuration_means_what_bash_says(config, node, profil
 @example(text='A="open', more="B=1")
 @example(text="A=1\nA =2\nB=$A", more="A=\udcff")
 def test_any_text_at_all_gives_the_variables_that_it_gives_in_bash(text, more):
+    assume(not re.search(r"\$\{?#?\$", f"{text}\n{more}".replace("\\\n", "")))  # $$: two shells have two pids
     with tempfile.TemporaryDirectory() as folder:
         home = write(Path(folder), {"a.env": text, "b.env": more})
         readout = read_files([home / "a.env", home / "b.env"], environ(), home)

@@ -239,8 +239,8 @@ def test_the_server_asks_for_a_key_that_was_made_once_and_listens_on_the_loopbac
     key = path.read_text().strip()
     assert stat.S_IMODE(path.stat().st_mode) == 0o600 and len(key) >= 40
     assert asked(tree, {}) == 401 and asked(tree, tree.authorized()) == 200
-    assert tree.ctl("key").stdout == f"{key}\n"
-    assert tree.ctl("key", "--header").stdout == f"Authorization: Bearer {key}\n"
+    assert tree.ctl("key", "local").stdout == f"{key}\n"
+    assert tree.ctl("key", "local", "--header").stdout == f"Authorization: Bearer {key}\n"
     listening = [line.split() for name in ("tcp", "tcp6") for line in Path(f"/proc/net/{name}").read_text().splitlines()[1:]]
     assert [it[1] for it in listening if it[3] == "0A" and int(it[1][-4:], 16) == tree.port] == [f"0100007F:{tree.port:04X}"]
     tree.stop()
@@ -254,7 +254,7 @@ def test_what_the_welcome_says_is_a_request_that_is_answered_and_shows_no_key(su
     shown = tree.ctl("welcome").stdout
     lines = shown.splitlines()
     first = lines.index("Chat with it:") + 1
-    assert tree.ctl("key").stdout.strip() not in shown
+    assert tree.ctl("key", "local").stdout.strip() not in shown
     # tests/tree/test_readme.py runs bin/llmwd-ctl itself.
     command = "\n".join(lines[first : first + 2]).replace("bin/llmwd-ctl", "python -m llmwd.ctl.main")
     path = f"{Path(os.sys.executable).parent}:{os.environ['PATH']}"
@@ -266,7 +266,7 @@ def test_without_REQUIRE_API_KEY_the_server_asks_for_none_and_the_operator_is_wa
     tree = supervised(REQUIRE_API_KEY="false")
     tree.serving()
     assert asked(tree, {}) == 200
-    refused = tree.ctl("key")
+    refused = tree.ctl("key", "local")
     assert refused.returncode == 1 and "asks for no API key" in refused.stderr
     assert "every user of this node can use the server" in tree.log("root")
 
@@ -348,7 +348,7 @@ def test_no_secret_is_in_a_command_line_a_log_the_status_a_message_a_notice_or_t
     watch = Watch(tree, list(planted.values()))
     try:
         tree.start().serving()
-        planted["made"] = tree.ctl("key").stdout.strip()
+        planted["made"] = tree.ctl("key", "local").stdout.strip()
         watch._secrets.append(planted["made"].encode())
         wait_until(lambda: tree.journal("tunnel_died"), 30, what="a tunnel that has died")
         tree.job(1, "0-7")
