@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.fakes.ntfy import NtfyServer
 from tests.slurm.testbed import SlurmNode, missing
 from tests.tree.supervised import CHECKOUT, Supervised, free_port
 
@@ -66,11 +67,17 @@ def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SlurmNode | None]
 
 
 @pytest.fixture(scope="module")
-def started(embedded: Path, node: SlurmNode | None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Supervised]:
+def ntfy() -> Iterator[NtfyServer]:
+    with NtfyServer() as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def started(embedded: Path, node: SlurmNode | None, ntfy: NtfyServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Supervised]:
     settings = {
         "DETECTION": "stepd,cgroup2,gresused,procfs,sim" if node else "sim", "SLURM_NODE": node.node if node else "", "LEASE_TTL": LEASE_TTL_S,
         "RECONCILE": 3, "RESUME_AFTER": 0.5, "LLM_VENV": embedded / "venv", "LLM_BIN": embedded / "venv/bin/vllm",
-        "DOOR": "true", "DOOR_PORT": free_port(), "DOOR_OPEN": "yes-i-mean-it",
+        "DOOR": "true", "DOOR_PORT": free_port(), "NTFY_SERVER": ntfy.url, "NTFY_TOPIC": "t",
     }
     tree = Supervised(tmp_path_factory.mktemp("v"), settings, environ=node.env if node else None)
     tree.write_profile("smollm2", MODEL_NAME=embedded / "smollm2-135m", NUM_GPUS=1, VLLM_ARGS=ARGS)

@@ -3,27 +3,29 @@
 import http.client
 import json
 import os
-import re
 import signal
-import socket
 import threading
 from pathlib import Path
 
-import openai
 import pytest
 
 from llmwd.adapters import procs
-from llmwd.core import doorconfig
 from tests.slurm.testbed import SlurmNode
 from tests.tree.supervised import Supervised
 from tests.vllm.conftest import LEASE_TTL_S
+from tests.vllm.served import (
+    CAPITAL,
+    LOADS_WITHIN_S,
+    Process,
+    STREAM_ENDS_WITHIN_S,
+    all_gone,
+    nothing_left_of_the_server,
+    processes,
+    refuses_connections,
+    release_of,
+    titles,
+)
 from tests.waiting import wait_until
-
-LOADS_WITHIN_S = 240
-STREAM_ENDS_WITHIN_S = 10
-CAPITAL = "What is the capital of France?"
-
-Process = tuple[int, int]  # pid, start ticks
 
 
 def ask(tree: Supervised, question: str, **more: object) -> str:
@@ -68,49 +70,6 @@ class Stream(threading.Thread):
             connection.close()
 
 
-def processes(tree: Supervised) -> list[Process]:
-    """The holder and everything below it."""
-    holder = tree.server_fact().holder_pid
-    found = [(pid, procs.start_ticks(pid)) for pid in (holder, *procs.descendants(holder))]
-    return [(pid, start) for pid, start in found if start is not None]
-
-
-def titles(some: list[Process]) -> str:
-    return " ".join(procs.cmdline(pid).decode(errors="replace") for pid, _ in some)
-
-
-def all_gone(some: list[Process], within_s: float) -> None:
-    def left() -> list[Process]:
-        return [each for each in some if procs.alive(*each)]
-
-    wait_until(lambda: not left(), within_s, what=f"the end of {left()}")
-
-
-def refuses_connections(tree: Supervised) -> bool:
-    with socket.socket() as trial:
-        return trial.connect_ex(("127.0.0.1", tree.port)) != 0
-
-
-def release_of(tree: Supervised, job: int) -> dict:
-    """The journal's entry for the yield to this job, with its times in order."""
-    release = wait_until(
-        lambda: next((entry for entry in tree.journal("released") if entry.get("job") == str(job)), None), 30,
-        what=f"the release for job {job}",
-    )
-    assert release["reason"] == "yielded_to_job"
-    steps = [release[f"{step}_s"] for step in ("seen", "resolved", "revoked", "signalled", "model_gone", "gone")]
-    assert steps == sorted(steps), release
-    return release
-
-
-def nothing_left_of_the_server(tree: Supervised, some: list[Process]) -> None:
-    all_gone(some, 5)
-    ours = {worker["pid"] for worker in tree.status()["workers"]} | {tree.process.pid}
-    wait_until(lambda: {pid for pid, _ in tree.left()} <= ours, 5, what=f"only {ours} of {tree.left()}")
-    assert refuses_connections(tree)
-    assert not (tree.runtime / "rpc").exists()
-
-
 @pytest.mark.slurm
 def test_a_job_that_lands_while_vllm_loads_finds_no_process_of_it_and_it_comes_back(tree: Supervised, node: SlurmNode) -> None:
     if tree.status()["phase"] == "serving":  # another test came before
@@ -129,60 +88,6 @@ def test_a_job_that_lands_while_vllm_loads_finds_no_process_of_it_and_it_comes_b
     assert release["gone_s"] - release["seen_s"] < 5
     nothing_left_of_the_server(tree, tree_then)
     assert tree.phase("waiting")["reason"] == "yielded_to_job"
-
-    node.scancel(job)
-    tree.serving(LOADS_WITHIN_S)
-    assert "Paris" in ask(tree, CAPITAL, temperature=0)
-
-
-def fetched(port: int, method: str, path: str) -> tuple[int, bytes]:
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
-    try:
-        connection.request(method, path, b"{}" if method != "GET" else None, {"Content-Type": "application/json"})
-        response = connection.getresponse()
-        return response.status, response.read()
-    finally:
-        connection.close()
-
-
-def test_of_all_that_vllm_serves_only_the_listed_passes_the_door(tree: Supervised) -> None:
-    tree.serving(LOADS_WITHIN_S)
-    door = int(tree.settings["DOOR_PORT"])
-    wait_until(lambda: fetched(door, "GET", "/health")[0] == 200)
-    routes = json.loads(fetched(tree.port, "GET", "/openapi.json")[1])["paths"]
-    hidden = ("/metrics", "/metrics/", "/docs", "/redoc", "/openapi.json", "/invocations", "/version")  # some are in no schema
-    asked = {(method.upper(), path) for path, methods in routes.items() for method in methods}
-    asked |= {(method, path) for path in hidden for method in ("GET", "POST")}
-    assert len(asked) > 30 and ("POST", "/v1/chat/completions") in asked
-    for method, path in sorted(asked):
-        status, body = fetched(door, method, re.sub(r"[{].*?[}]", "x", path))
-        passes = method in doorconfig.PATHS.get(path, ())
-        assert (status in (404, 405) and b"is not served" in body) != passes, (method, path, status, body[:200])
-    client = openai.OpenAI(api_key="none", base_url=f"http://127.0.0.1:{door}/v1", max_retries=0)
-    message = [{"role": "user", "content": CAPITAL}]
-    parts = client.chat.completions.create(model="smollm2", messages=message, stream=True, max_tokens=40)
-    assert "Paris" in "".join(part.choices[0].delta.content or "" for part in parts)
-
-
-@pytest.mark.slurm
-def test_a_real_job_in_the_middle_of_a_streamed_answer_gets_its_gpus_and_the_model_chats_again_after_it(
-    tree: Supervised, node: SlurmNode
-) -> None:
-    tree.serving(LOADS_WITHIN_S)
-    assert "Paris" in ask(tree, CAPITAL, temperature=0)
-    tree_then = processes(tree)
-    assert "VLLM::EngineCor" in titles(tree_then) and "VLLM::Worker" in titles(tree_then)
-    stream = Stream(tree, tokens=1800)
-
-    job = node.sbatch("exec sleep 600", "--gres=gpu:8")
-    release = release_of(tree, job)
-    stream.join(STREAM_ENDS_WITHIN_S)
-    assert not stream.is_alive() and not stream.whole
-    nothing_left_of_the_server(tree, tree_then)
-    assert release["gone_s"] - release["seen_s"] < 5
-    status = tree.phase("waiting")
-    assert status["reason"] == "yielded_to_job" and status["lease"] is None
-    assert {gpu["holder"] for gpu in status["gpus"]} == {"slurm"}
 
     node.scancel(job)
     tree.serving(LOADS_WITHIN_S)

@@ -1,0 +1,130 @@
+"""The whole of it, as people outside and the operator meet it: real vLLM, real Slurm, the real Caddy, OpenAI's client."""
+
+import http.client
+import json
+import re
+import time
+from collections.abc import Iterator
+
+import httpx
+import openai
+import pytest
+
+from llmwd.core import doorconfig
+from tests.fakes.ntfy import NtfyServer
+from tests.slurm.testbed import SlurmNode
+from tests.tree.supervised import Supervised
+from tests.vllm.served import CAPITAL, LOADS_WITHIN_S, STREAM_ENDS_WITHIN_S, nothing_left_of_the_server, processes, release_of, titles
+from tests.waiting import wait_until
+
+QUESTION = [{"role": "user", "content": CAPITAL}]
+STORY = [{"role": "user", "content": "Tell me a very long story about a mountain."}]
+
+
+@pytest.fixture
+def alice(tree: Supervised) -> Iterator[openai.OpenAI]:
+    """Somebody outside with a key that the operator has made. The door's port stands for the tunnel."""
+    made = tree.ctl("key", "add", "alice")
+    assert made.returncode == 0, made.stderr
+    yield client(tree, made.stdout.strip())
+    assert tree.ctl("key", "revoke", "alice").returncode == 0
+
+
+def client(tree: Supervised, key: str) -> openai.OpenAI:
+    return openai.OpenAI(api_key=key, base_url=f"http://127.0.0.1:{tree.settings['DOOR_PORT']}/v1", max_retries=0, timeout=60)
+
+
+def refused(ask: openai.OpenAI) -> openai.APIStatusError:
+    with pytest.raises(openai.APIStatusError) as error:
+        ask.chat.completions.create(model="smollm2", messages=QUESTION, max_tokens=1)
+    return error.value
+
+
+def answer(ask: openai.OpenAI) -> str:
+    parts = ask.chat.completions.create(model="smollm2", messages=QUESTION, stream=True, max_tokens=40)
+    return "".join(part.choices[0].delta.content or "" for part in parts)
+
+
+def let_in(ask: openai.OpenAI) -> None:
+    def listed() -> bool:
+        try:
+            return [model.id for model in ask.models.list()] == ["smollm2"]
+        except openai.APIStatusError:
+            return False
+
+    wait_until(listed, 10, what="a key that opens the door")
+
+
+@pytest.mark.slurm
+def test_a_real_job_in_the_middle_of_a_stream_ends_it_and_people_are_told_until_the_model_is_back(
+    tree: Supervised, node: SlurmNode, ntfy: NtfyServer, alice: openai.OpenAI
+) -> None:
+    tree.serving(LOADS_WITHIN_S)
+    let_in(alice)
+    assert "Paris" in answer(alice)
+    assert refused(client(tree, "bWFsbG9yeTpndWVzcw==")).status_code == 401
+    wait_until(lambda: ntfy.titles[-1:] and ntfy.titles[-1].startswith(("Serving", "Resumed")), 60, what="the notice of the start")
+    told_before = len(ntfy.messages)
+    tree_then = processes(tree)
+    assert "VLLM::EngineCor" in titles(tree_then) and "VLLM::Worker" in titles(tree_then)
+
+    endless = {"ignore_eos": True}
+    stream = iter(alice.chat.completions.create(model="smollm2", messages=STORY, stream=True, max_tokens=1800, extra_body=endless))
+    for _ in range(5):
+        next(stream)
+    ntfy.down()
+    job = node.sbatch("exec sleep 600", "--gres=gpu:8")
+    release = release_of(tree, job)
+    began_s = time.monotonic()
+    with pytest.raises((openai.APIError, httpx.RemoteProtocolError)):  # vLLM's last word, or a connection that ends
+        for _ in stream:
+            pass
+    assert time.monotonic() - began_s < STREAM_ENDS_WITHIN_S
+    nothing_left_of_the_server(tree, tree_then)
+    assert release["gone_s"] - release["seen_s"] < 5
+    status = tree.phase("waiting")
+    assert status["reason"] == "yielded_to_job" and status["lease"] is None
+    assert {gpu["holder"] for gpu in status["gpus"]} == {"slurm"}
+
+    away = refused(alice)
+    assert (away.status_code, away.code) == (503, "yielded_to_job") and int(away.response.headers["retry-after"]) > 0
+    assert [(model.id, model.model_extra["state"]) for model in alice.models.list()] == [("smollm2", "yielded_to_job")]
+    tree.until(lambda status: status["notices"]["waiting"], 30, "a notice that waits for its server")
+    ntfy.up()
+    node.scancel(job)
+    wait_until(lambda: refused(alice).code == "loading", 60, what="the word that it loads")
+    tree.serving(LOADS_WITHIN_S)
+    wait_until(lambda: alice.models.list().data[0].model_extra.get("state") is None, 10, what="vLLM's own list")
+    assert "Paris" in answer(alice)
+
+    wait_until(lambda: len(ntfy.messages) >= told_before + 2, 120, what="what happened while the ntfy server was down")
+    yielded, resumed = (message["title"] for message in ntfy.messages[told_before:])
+    assert yielded.startswith(f"Yielded to Slurm job {job}") and resumed.startswith("Resumed: smollm2")
+
+
+def fetched(port: int, method: str, path: str, key: str = "") -> tuple[int, bytes]:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+    try:
+        headers = {"Content-Type": "application/json", "Authorization": f"Bearer {key}"}
+        connection.request(method, path, b"{}" if method != "GET" else None, headers)
+        response = connection.getresponse()
+        return response.status, response.read()
+    finally:
+        connection.close()
+
+
+def test_of_all_that_vllm_serves_only_the_listed_passes_the_door(tree: Supervised, alice: openai.OpenAI) -> None:
+    tree.serving(LOADS_WITHIN_S)
+    let_in(alice)
+    door = int(tree.settings["DOOR_PORT"])
+    routes = json.loads(fetched(tree.port, "GET", "/openapi.json")[1])["paths"]
+    hidden = ("/metrics", "/metrics/", "/docs", "/redoc", "/openapi.json", "/invocations", "/version")  # some are in no schema
+    asked = {(method.upper(), path) for path, methods in routes.items() for method in methods}
+    asked |= {(method, path) for path in hidden for method in ("GET", "POST")}
+    assert len(asked) > 30 and ("POST", "/v1/chat/completions") in asked
+    for method, path in sorted(asked):
+        status, body = fetched(door, method, re.sub(r"[{].*?[}]", "x", path), alice.api_key)
+        passes = method in doorconfig.PATHS.get(path, ())
+        assert (status in (404, 405) and b"is not served" in body) != passes, (method, path, status, body[:200])
+        if passes:
+            assert fetched(door, method, path)[0] == 401, path
