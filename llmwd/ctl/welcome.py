@@ -16,7 +16,7 @@ from llmwd.ctl.key import key_of
 from llmwd.ctl.place import LOOK_EVERY_S, Look, Running, find_place, watch
 from llmwd.ctl.program import INTERRUPTED, Refusal, examples
 from llmwd.messages import RootFact
-from llmwd.vocab import Exit, NodePhase, Reason, Source
+from llmwd.vocab import Exit, NodePhase, Phase, Reason, Source
 
 PASSING = frozenset({Reason.starting, Reason.resume_delay, Reason.switching, Reason.lease_expired, Reason.server_backoff})
 SIMULATED = "SIM-"  # how core/gpumap.py begins the uuid of a GPU that is not there
@@ -98,6 +98,8 @@ def next_steps(dirs: Dirs, seen: Look, attach: str) -> list[str]:
         *(f"  {line}" for line in curl_lines(dirs, seen)),
         "",
     ]
+    if status.door.phase == Phase.ready and not status.door.keys:
+        lines += ["Let somebody outside in, who gets this key (it is shown once):", "  bin/llmwd-ctl key add NAME", ""]
     if any(source.name == Source.sim and source.works for source in status.sources):
         lines += [
             f"Let a simulated job take {taken}, and see the model leave and come back:",

@@ -261,7 +261,7 @@ class Door:
             self._since_at = time.time()
         state = self.service.state if self.service.alive else None
         running = phase in RUNNING
-        detail = OFF if not s.door and not self.service.alive else self.detail or self.ring.problem
+        detail = OFF if not s.door and not self.service.alive else self.detail or self.said.problem or self.ring.problem
         fact = DoorFact(
             phase=phase, detail=redact.mask(detail), socket=self.socket if running else None,
             port=s.door_port or None if running else None, keys=len(self.ring.in_force()),

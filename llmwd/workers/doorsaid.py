@@ -3,6 +3,7 @@
 Files, and no configuration of Caddy's: each load of one closes its clients' idle connections.
 """
 
+import contextlib
 import os
 import time
 from collections.abc import Callable
@@ -33,6 +34,7 @@ class Said:
         self._strangers: set[int] = set()
         self._written: dict[str, bytes] = {}
         self.state: DoorState = state_of(None, time.time())
+        self.problem = ""  # why what is said is not what is true
 
     @property
     def open(self) -> bool:
@@ -75,12 +77,31 @@ class Said:
             doorconfig.UPSTREAM_KEY: self._key[1].encode() if reach else b"",
             doorconfig.DIAL: dial.encode(), doorconfig.STATE: word.encode(),
         }  # fmt: skip
+        problem = ""
         for name, data in files.items():
             if self._written.get(name) != data:
-                write_atomic(self._folder / name, data)
-                self._written[name] = data
+                problem = self._write(name, data) or problem
+        if problem and problem != self.problem:
+            self._shell.log.error("%s", problem)
+        self.problem = problem
         if before.code != self.state.code:
             self._shell.log.info("the door says: %s", self.state.code)
+
+    def _write(self, name: str, data: bytes) -> str:
+        """"" or why not. A word that cannot be replaced is taken away, which a full disk allows: without one the door
+        is closed."""
+        path = self._folder / name
+        try:
+            self._folder.mkdir(mode=0o700, exist_ok=True)
+            write_atomic(path, data)
+        except OSError as error:
+            self._written.pop(name, None)
+            if name == doorconfig.STATE:
+                with contextlib.suppress(OSError):
+                    path.unlink(missing_ok=True)
+            return f"what the front door says cannot be written to {path}: {error.strerror}"
+        self._written[name] = data
+        return ""
 
     def _reach(self, server: ServerFact | None) -> bool:
         if not self.state.reachable or self._shut or server is None or server.url is None:

@@ -3,6 +3,7 @@
 import base64
 import http.client
 import json
+import resource
 import socket
 import stat
 import subprocess
@@ -256,6 +257,34 @@ def test_without_caddy_the_model_is_served_on_this_node_and_the_fault_is_said(ou
     out.tree.until(lambda status: status["door"]["phase"] == "failed" and "CADDY_BIN" in status["door"]["detail"])
     assert len(out.tree.journal("door_failed")) == 1
     assert "CADDY_BIN" in out.tree.ctl("check").stderr
+
+
+def test_a_full_disk_closes_the_door_and_it_opens_when_there_is_room_again(outside):
+    """The state's file names the model's port: were it left there, requests could meet another program on it."""
+    out = outside(LEASE_TTL=4)
+    out.tree.serving()
+    wait_until(lambda: out.status("GET", "/health") == 200)
+    worker = out.tree.worker("door")["pid"]
+    before = resource.prlimit(worker, resource.RLIMIT_FSIZE)
+    resource.prlimit(worker, resource.RLIMIT_FSIZE, (0, before[1]))
+    out.tree.job(1, "0-7")
+    wait_until(lambda: not (out.tree.runtime / "door" / doorconfig.STATE).exists())
+    assert out.status("GET", "/health") == 503
+    out.tree.job_over(1)
+    out.tree.serving()
+    assert out.status("GET", "/health") == 503
+    resource.prlimit(worker, resource.RLIMIT_FSIZE, before)
+    wait_until(lambda: out.status("GET", "/health") == 200)
+    assert out.tree.worker("door")["pid"] == worker
+
+
+def test_a_deleted_runtime_folder_costs_no_door(outside):
+    out = outside()
+    out.tree.serving()
+    wait_until(lambda: out.status("GET", "/health") == 200)
+    out.tree.forget()
+    out.tree.serving()
+    wait_until(lambda: out.status("GET", "/health") == 200)
 
 
 def test_a_door_that_shall_be_open_asks_nobody(outside):
