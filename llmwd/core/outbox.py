@@ -68,7 +68,7 @@ class Deadman(msgspec.Struct, frozen=True):
     """The notice that the server tells unless it is renewed: under this sequence id, at this time."""
 
     sid: str
-    fires_at: float
+    fires_at: float | None  # None: the server may not have it yet
 
 
 class State(msgspec.Struct, frozen=True, kw_only=True):

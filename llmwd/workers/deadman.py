@@ -41,9 +41,9 @@ class Switch:
             return None
         return None if self.busy else self.renew_at
 
-    def renew(self, settings: Settings, state: State, sid: str, click: str, then: Callable[[State], None]) -> None:
-        """then(state) once the server has it, or not."""
-        self.busy = True
+    def renew(self, settings: Settings, state: State, click: str, then: Callable[[Deadman | None], None]) -> None:
+        """then(what the server has now); None: it has not taken it."""
+        self.busy, sid = True, state.deadman.sid
         s, minutes = settings, settings.ntfy_deadman
         asked_at = self.now_at()
         body = noticetext.deadman(sid, self.shell.boot.node, s.ntfy_topic, minutes, s.ntfy_tags, click)
@@ -75,6 +75,19 @@ class Switch:
             then()
 
         self.shell.beside(lambda: ntfy.cancel(s.ntfy_server, s.ntfy_topic, sid, access), arrived)
+
+
+def named(state: State, now_at: float) -> State:
+    """With an id for the notice, to be kept before it is sent: an incarnation that does not know the id would leave the
+    notice at the server, to tell of a death."""
+    if state.deadman is not None:
+        return state
+    return msgspec.structs.replace(state, deadman=Deadman(f"{state.salt}-dead-{int(now_at)}", None))
+
+
+def fired(state: State, now_at: float) -> bool:
+    """Whether the server has told of our death."""
+    return state.deadman is not None and state.deadman.fires_at is not None and state.deadman.fires_at < now_at
 
 
 def without(state: State) -> State:

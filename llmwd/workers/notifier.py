@@ -94,8 +94,7 @@ class Notifier:
 
     def _hear_again(self) -> None:
         """A dead man's notice that has fired meanwhile is not left standing."""
-        dead = self.book.state.deadman
-        if dead is not None and dead.fires_at < self.now_at():
+        if deadman.fired(self.book.state, self.now_at()):
             self.book = Book(self.book.entries, deadman.without(self.book.state))
             text = "The dead man's notice before this one is over."
             self._put(Notice(None, "", f"Heard again: llmwd on {self.shell.boot.node}", text, "sunny", Event.back), (NTFY,))
@@ -286,9 +285,10 @@ class Notifier:
         if at is None or at > now_at:
             return [] if at is None else [at]
         self._hear_again()
-        state = self.book.state
-        sid = state.deadman.sid if state.deadman is not None else f"{state.salt}-dead-{int(now_at)}"
-        self.switch.renew(self.settings, state, sid, click_of(self.settings), self._renewed)
+        self.book = Book(self.book.entries, deadman.named(self.book.state, now_at))
+        self.keeper.keep(self.book)
+        if self.keeper.settled:
+            self.switch.renew(self.settings, self.book.state, click_of(self.settings), self._renewed)
         return []
 
     def _renewed(self, made: Deadman | None) -> None:
