@@ -57,8 +57,13 @@ class Wanted(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def nobody(folder: str) -> str:
-    """The address to dial while the model is away: there is nothing."""
+    """The address to dial while the model is away for a moment: there is nothing."""
     return f"unix/{folder}/nobody"
+
+
+def closed(folder: str) -> str:
+    """The address to dial while it is away for longer: our own word for that, so that a request that waits is told."""
+    return f"unix/{folder}/closed.sock"
 
 
 def dial(url: str) -> str:
@@ -84,10 +89,15 @@ def make(wanted: Wanted) -> bytes:
         "routes": _routes(wanted),
         "errors": {"routes": _error_routes(wanted)},
     }
+    told_closed = {
+        "listen": [f"{closed(wanted.folder)}|0600"], "protocols": ["h1"], "automatic_https": {"disable": True},
+        "routes": [{"handle": [_closed(wanted)]}],
+    }  # fmt: skip
+    servers = {"door": server, "closed": told_closed}
     config = {
         "admin": {"listen": f"unix/{wanted.admin}|0600", "config": {"persist": False}},
         "logging": {"logs": {"default": _log(None), "access": _log("http.log.access.access")}},
-        "apps": {"http": {"servers": {"door": server}}},
+        "apps": {"http": {"servers": servers}},
     }
     return json.dumps(config, indent=1).encode()
 
@@ -125,8 +135,7 @@ def _routes(wanted: Wanted) -> list[dict]:
         {"match": [{"not": fits}], "handle": [_said(405, "method_not_allowed", NO_METHOD)], "terminal": True},
         *_key_routes(wanted),
         *_away_routes(wanted),
-        {"match": [{"vars": {_file(wanted, STATE): [HOLDING]}}], "handle": _proxy(wanted, wanted.hold_s), "terminal": True},
-        {"handle": _proxy(wanted, 0.0)},
+        {"handle": _proxy(wanted)},
     ]
 
 
@@ -235,12 +244,12 @@ def _error_routes(wanted: Wanted) -> list[dict]:
 # --- to vLLM ------------------------------------------------------------------------------------------
 
 
-def _proxy(wanted: Wanted, hold_s: float) -> list[dict]:
-    """hold_s: for so long is a connection tried again."""
+def _proxy(wanted: Wanted) -> list[dict]:
+    """A request that meets the end of vLLM is tried again as well: for some milliseconds nobody knows of that end."""
     transport: dict = {"protocol": "http", "dial_timeout": _seconds(DIAL_WITHIN_S), "compression": False, "versions": ["1.1"]}
     if wanted.tls:  # our own server on the loopback: its certificate names another host
         transport["tls"] = {"insecure_skip_verify": True}
-    balancing = {"try_duration": _seconds(hold_s), "try_interval": _seconds(TRY_EVERY_S)} if hold_s else {}
+    hold = {"try_duration": _seconds(wanted.hold_s), "try_interval": _seconds(TRY_EVERY_S)} if wanted.hold_s else {}
     return [
         {"handler": "request_body", "max_size": wanted.body_mb << 20},
         {
@@ -249,7 +258,7 @@ def _proxy(wanted: Wanted, hold_s: float) -> list[dict]:
             # Read anew for every try: while the model is away, nobody else's program on its port gets a request.
             "upstreams": [{"dial": _file(wanted, DIAL), "max_requests": wanted.most}],
             # No flush_interval: streams are flushed at once as it is, and -1 would keep vLLM at work for clients that left.
-            **({"load_balancing": balancing} if balancing else {}),
+            **({"load_balancing": hold} if hold else {}),
             "headers": {
                 "request": {
                     "set": {"Authorization": [_file(wanted, UPSTREAM_KEY)]},

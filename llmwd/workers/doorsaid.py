@@ -70,7 +70,8 @@ class Said:
         reach = self._reach(server)
         hold = not reach and self.state.gap and settings.door_hold_s > 0 and not self._shut
         word = doorconfig.OPEN if reach else doorconfig.HOLDING if hold else doorconfig.CLOSED
-        dial = doorconfig.dial(server.url) if reach else doorconfig.nobody(str(self._folder))
+        away = doorconfig.nobody if hold else doorconfig.closed
+        dial = doorconfig.dial(server.url) if reach else away(str(self._folder))
         files = {
             doorconfig.BODY: error_body(self.state), doorconfig.RETRY_AFTER: str(self.state.retry_after_s).encode(),
             doorconfig.MODELS: models_body(self.state), doorconfig.PAGE: page(self.state),

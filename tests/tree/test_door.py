@@ -9,6 +9,7 @@ import stat
 import subprocess
 import threading
 import time
+from concurrent import futures
 from pathlib import Path
 
 import httpx
@@ -246,8 +247,21 @@ def test_a_request_may_wait_for_a_model_that_restarts(outside):
     out.tree.serving()
     wait_until(lambda: out.status("GET", "/health") == 200)
     out.tree.signal("server", 9)
-    wait_until(lambda: out.tree.status()["phase"] != "serving")
-    assert out.status("GET", "/health") == 200
+    assert out.status("GET", "/health") == 200  # whether its end has been noticed by now or not
+    assert out.tree.status()["server"]["deaths"] == 1
+
+
+def test_a_request_that_waits_is_told_when_a_job_comes_instead_of_the_model(outside):
+    out = outside({"FAKE_READY_AFTER": 600}, DOOR_HOLD=300)
+    wait_until(lambda: out.status("GET", "/") == 200)
+    wait_until(lambda: (out.tree.runtime / "door" / doorconfig.STATE).read_text() == doorconfig.HOLDING)
+    with futures.ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(out.ask, "POST", "/v1/completions", None, b"{}")
+        with pytest.raises(futures.TimeoutError):
+            waiting.result(1)
+        out.tree.job(1, "0-7")
+        status, headers, body = waiting.result(20)
+    assert (status, json.loads(body)["error"]["code"]) == (503, "yielded_to_job") and headers["retry-after"]
 
 
 def test_without_caddy_the_model_is_served_on_this_node_and_the_fault_is_said(outside):

@@ -15,6 +15,7 @@ README = (CHECKOUT / "README.md").read_text()
 ELSEWHERE = {
     "./scripts/test.sh": "is what runs this test",
     "scripts/bench_yield.py": "needs a Slurm node: tests/slurm/test_benchmark.py",
+    "scripts/bench_door.py": "takes a minute: tests/tree/test_bench_door.py",
     "scripts/chaos.py": "takes minutes: tests/tree/test_chaos.py",
     "./bench.sh": "needs vLLM's own client: tests/tree/test_bench_script.py",
 }
