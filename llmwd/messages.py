@@ -100,6 +100,7 @@ class JobClaim(Part, kw_only=True):
     sources: tuple[str, ...] = ()
     leaving: bool = False  # no longer seen here, but not confirmed to be over
     user: str = ""  # whose it is, where Slurm tells
+    ends_at: float | None = None  # when its time limit ends, as Slurm told when it was asked
 
 
 class Expected(Part, kw_only=True):

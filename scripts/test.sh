@@ -5,7 +5,7 @@
 #   scripts/test.sh tests/core -q   a part
 #
 # A real one-node Slurm comes from the distribution's package slurm-wlm, which needs root to install and to run;
-# real vLLM from scripts/setup-embedded.sh. Where one cannot be had, its tests are left out and said to be, except
+# real vLLM from scripts/setup-embedded.sh, a browser from the package chromium. Where one cannot be had, its tests are left out and said to be, except
 # with CI=true: there nothing is left out.
 set -euo pipefail
 cd -- "$(dirname -- "$(readlink -f -- "$0")")/.."
@@ -25,24 +25,31 @@ leave_out() {
 
 LLMWD_EXTRA=test . scripts/env.sh
 
+# install WHAT PACKAGE: the distribution's package, or its tests are left out.
+install() {
+    local log
+    if [[ $(id -u) != 0 ]] || ! command -v apt-get >/dev/null; then
+        leave_out "$1" "$2 is not installed, and only root with apt-get could do that"
+        return
+    fi
+    say "installing the package $2"
+    log=$(mktemp)
+    # The packages' own services have no configuration and are not for us.
+    if { apt-get update && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends "$2"; } \
+        >"$log" 2>&1 </dev/null; then
+        rm -f "$log"
+    else
+        tail -n 5 "$log" >&2
+        leave_out "$1" "$2 could not be installed"
+    fi
+}
+
 if [[ $(id -u) != 0 ]]; then
     leave_out slurm "a Slurm node can only be started by root"
 elif ! command -v slurmctld >/dev/null || ! command -v slurmd >/dev/null; then
-    if command -v apt-get >/dev/null; then
-        say "installing the package slurm-wlm"
-        log=$(mktemp)
-        if { apt-get update && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends slurm-wlm; } \
-            >"$log" 2>&1 </dev/null; then
-            # The packages' own services have no configuration and are not for us.
-            rm -f "$log"
-        else
-            tail -n 5 "$log" >&2
-            leave_out slurm "slurm-wlm could not be installed"
-        fi
-    else
-        leave_out slurm "slurm-wlm is not installed, and there is no apt-get to install it"
-    fi
+    install slurm slurm-wlm
 fi
+command -v chromium >/dev/null || install browser chromium
 command -v gcc >/dev/null || say "there is no C compiler: tests with the stand-in driver and cgroup v2 will fail"
 
 # Nothing to set up for a run that names its tests and none of them needs the model.

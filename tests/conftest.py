@@ -1,8 +1,19 @@
 """For every test."""
 
+import os
 import signal
+
+import pytest
 
 # A shell that starts a command in its background has it ignore Ctrl-C, and what that starts ignores it as well: the
 # tests that press Ctrl-C would wait for ever.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leaves out, on request only, the tests that need a browser."""
+    if "browser" in os.environ.get("LLMWD_TEST_WITHOUT", "").replace(",", " ").split():
+        left_out = [item for item in items if item.get_closest_marker("browser")]
+        items[:] = [item for item in items if item not in left_out]
+        config.hook.pytest_deselected(items=left_out)

@@ -74,7 +74,7 @@ class Claims:
         job = self._answered(id)
         if job is None:
             return
-        job.failure, job.why, job.user = None, claim.why, claim.user
+        job.failure, job.why, job.user, job.ends_at = None, claim.why, claim.user, claim.ends_at
         over = claim.gpus is not None and not claim.completing and bool(OVER & set(claim.states))
         if over and self._leaving.get(id) is job:
             del self._leaving[id]
@@ -198,7 +198,8 @@ class Claims:
 
     def _view(self, job: JobRun, now_s: float) -> JobView:
         seen = job.seen
-        view = JobView(seen.id, job.known, seen.sources, seen_s=seen.seen_s, resolved_s=job.resolved_s, why=job.why, user=job.user)
+        view = JobView(seen.id, job.known, seen.sources, seen_s=seen.seen_s, resolved_s=job.resolved_s, why=job.why)
+        view = msgspec.structs.replace(view, user=job.user, ends_at=job.ends_at)
         purged = job.failure is Failure.invalid_job and self._quiet_since(seen.seen_s)
         if seen.empty and (job.off or purged):
             return msgspec.structs.replace(view, gpus=frozenset())  # a leftover folder, by Slurm's word as well

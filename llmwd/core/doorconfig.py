@@ -12,6 +12,8 @@ from urllib.parse import urlsplit
 
 import msgspec
 
+from llmwd.core.doorpage import POLICY
+
 PATHS = {  # what passes, and by which methods
     "/health": ("GET", "HEAD"),
     "/v1/models": ("GET", "HEAD"),
@@ -214,9 +216,8 @@ def _models(wanted: Wanted) -> dict:
 
 
 def _page(wanted: Wanted) -> dict:
-    policy = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:"
     return _answer(
-        200, "text/html; charset=utf-8", _file(wanted, PAGE), Content_Security_Policy=policy,
+        200, "text/html; charset=utf-8", _file(wanted, PAGE), Content_Security_Policy=POLICY,
         X_Content_Type_Options="nosniff", X_Frame_Options="DENY", Referrer_Policy="no-referrer",
     )  # fmt: skip
 

@@ -37,6 +37,7 @@ class Claim(msgspec.Struct, frozen=True):
     states: tuple[str, ...] = ()  # of the job or the node, upper case: ("MIXED", "DRAIN")
     total: int | None = None  # node: GPUs in Gres=, if told
     user: str = ""  # whose job it is, "" where that is not told; only for showing
+    ends_at: float | None = None  # the end of the job's time limit, None where that is not told; only for showing
     used: int | None = None  # node, gpus None: how many are in use at least, if that much was understood
 
 
@@ -60,6 +61,7 @@ class JobFacts(msgspec.Struct, frozen=True):
     alloc_has_gpu: bool
     why: str = ""  # set when the record contradicts itself
     user: str = ""
+    ends_at: float | None = None
 
 
 def judge(job: JobFacts, node: str) -> Claim:
@@ -69,7 +71,7 @@ def judge(job: JobFacts, node: str) -> Claim:
         gpus, why = _judge(job, node, completing)
     except hostlist.HostlistError as error:
         gpus, why = None, str(error)
-    return Claim(gpus, "" if gpus is not None else why, completing, job.states, user=job.user)
+    return Claim(gpus, "" if gpus is not None else why, completing, job.states, user=job.user, ends_at=job.ends_at)
 
 
 def _judge(job: JobFacts, node: str, completing: bool) -> tuple[frozenset[int] | None, str]:

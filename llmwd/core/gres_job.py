@@ -5,6 +5,7 @@ at the very end of the text may be cut (`NodeList=gpu0`), so it is as if it were
 """
 
 import re
+from datetime import datetime
 
 import msgspec
 
@@ -27,6 +28,7 @@ _LINE = re.compile(
 )
 # On a line of its own, so that no job's name can imitate it (with -o it is not told).
 _USER = re.compile(r"^[ \t]+UserId=([^\s()=]{1,64})\(\d+\)", re.MULTILINE)
+_ENDS = re.compile(r"^[ \t]+StartTime=\S+ EndTime=(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d) Deadline=", re.MULTILINE)
 # The word that follows on the same line.
 _NEXT = re.compile(r"[ \t]+(\S+)")
 
@@ -84,8 +86,17 @@ class _Record:
             alloc_has_gpu=tres_has_gpu(fields[name] for name in ("AllocTRES", "TRES") if name in fields),
             why=self.why,
             user=user[1] if (user := _USER.search(self._body)) else "",
+            ends_at=_time(ends[1]) if (ends := _ENDS.search(self._body)) else None,
         )
         return judge(facts, node)
+
+
+def _time(text: str) -> float | None:
+    """Slurm's time, which is this node's local one."""
+    try:
+        return datetime.fromisoformat(text).timestamp()
+    except (ValueError, OverflowError):
+        return None
 
 
 def _bounds(text: str, starts: list[re.Match[str]], job: str | None = None) -> list[tuple[re.Match[str], int]]:
@@ -100,7 +111,7 @@ def _bounds(text: str, starts: list[re.Match[str]], job: str | None = None) -> l
 
 def _agreed(claims: list[Claim]) -> Claim:
     """The claim of records with one JobId (they may be repeated), if they agree."""
-    if all(msgspec.structs.replace(claim, user=claims[0].user) == claims[0] for claim in claims):
+    if all(msgspec.structs.replace(claim, user=claims[0].user, ends_at=claims[0].ends_at) == claims[0] for claim in claims):
         return claims[0]
     return Claim(None, "several records have this JobId and differ", any(claim.completing for claim in claims))
 

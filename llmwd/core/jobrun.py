@@ -25,6 +25,7 @@ class JobView(msgspec.Struct, frozen=True):
     resolved_s: float | None = None
     why: str = ""
     user: str = ""
+    ends_at: float | None = None
 
 
 class JobRun:
@@ -41,6 +42,7 @@ class JobRun:
         self.within: frozenset[int] = frozenset()  # while covered: all it can have
         self.failure: Failure | None = None
         self.why = self.user = ""
+        self.ends_at: float | None = None
         self.ask_at_s: float | None = None if self.sim else seen.seen_s
         self.reask_s = REASK_FIRST_S
         self.left_s: float | None = None

@@ -281,4 +281,5 @@ def main(shell: Shell) -> None:
     shell.answer(ResetOrder, door.on_reset)
     door.begin()
     shell.subscribe(Worker.vllm, door.on_server)
+    shell.subscribe(Worker.resolver, door.said.heard_of_gpus)
     shell.ready()

@@ -16,8 +16,9 @@ from llmwd.adapters import listeners
 from llmwd.adapters.rundir import write_atomic
 from llmwd.config import Loaded, api_key
 from llmwd.core import doorconfig
-from llmwd.core.doorwords import DoorState, error_body, models_body, page, state_of
-from llmwd.messages import ServerFact
+from llmwd.core.doorpage import page
+from llmwd.core.doorwords import DoorState, error_body, models_body, state_of
+from llmwd.messages import GpusFact, ServerFact
 from llmwd.workers.base import Shell
 
 
@@ -29,6 +30,7 @@ class Said:
         self._folder = folder
         self._on_change = on_change
         self._server: ServerFact | None = None
+        self._gpus: GpusFact | None = None
         self._key: tuple[str, str] | None = None  # the profile it is for; what Authorization says to vLLM
         self._shut = False
         self._strangers: set[int] = set()
@@ -51,6 +53,10 @@ class Said:
             self._learn_key(server.profile)
         self.say()
 
+    def heard_of_gpus(self, gpus: GpusFact) -> None:
+        self._gpus = gpus
+        self.say()
+
     def renew(self) -> None:
         """The settings are others."""
         if self._server is not None and self._server.profile is not None:
@@ -66,7 +72,7 @@ class Said:
         settings, server = self._shell.boot.settings, self._server
         if server is not None and time.monotonic() - server.at_s > 2 * settings.lease_ttl_s:
             server = None  # its manager is silent: without it vLLM has ended by now
-        before, self.state = self.state, state_of(server, time.time(), settings.tunnel_hostname)
+        before, self.state = self.state, state_of(server, time.time(), settings.tunnel_hostname, self._gpus)
         reach = self._reach(server)
         hold = not reach and self.state.gap and settings.door_hold_s > 0 and not self._shut
         word = doorconfig.OPEN if reach else doorconfig.HOLDING if hold else doorconfig.CLOSED

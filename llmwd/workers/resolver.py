@@ -292,7 +292,7 @@ class Resolver:
             claims=tuple(
                 JobClaim(
                     id=view.id, gpus=None if view.gpus is None or view.covered or view.pending else tuple(sorted(view.gpus)),
-                    sources=view.sources, leaving=view.leaving, user=view.user,
+                    sources=view.sources, leaving=view.leaving, user=view.user, ends_at=view.ends_at,
                 )
                 for view in views
             ),

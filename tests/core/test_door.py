@@ -9,9 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmwd.core import doorconfig, doorwords
+from llmwd.core import doorconfig, doorpage, doorwords
 from llmwd.core.doorkeys import KeyFileError, in_force, next_end_at, parse
-from llmwd.vocab import NodePhase, Reason
+from llmwd.messages import Gpu, GpusFact, Hold, JobClaim
+from llmwd.vocab import Holder, NodePhase, Reason
 from tests.workers.harness import server_fact
 
 NAME = st.from_regex(r"\A[A-Za-z0-9][-_.A-Za-z0-9]{0,12}\Z")
@@ -63,4 +64,59 @@ def test_each_state_has_the_code_that_people_know(phase, reason, code):
 
 def test_a_page_shows_a_models_name_and_runs_nothing_of_it():
     state = doorwords.state_of(msgspec.structs.replace(server_fact(NodePhase.serving), served_as="<script>x"), 1000.0)
-    assert b"<script>x" not in doorwords.page(state) and b"&lt;script&gt;x" in doorwords.page(state)
+    assert b"<script>x" not in doorpage.page(state) and b"&lt;script&gt;x" in doorpage.page(state)
+
+
+def gpus(claims: tuple[JobClaim, ...], holders: str = "ssss", **fields: object) -> GpusFact:
+    """holders: of each GPU, by its first letter."""
+    words = {holder.value[0]: holder for holder in Holder}
+    return GpusFact(**{
+        "gpus": tuple(Gpu(index=n, uuid=str(n), holder=words[letter]) for n, letter in enumerate(holders)), "lease": None,
+        "revocation": None, "claims": claims, "sources": (), "hold": None, "blocked": None, "detail": "", "node_states": (),
+        "epoch": 1, "at_s": 0.0,
+    } | fields)  # fmt: skip
+
+
+def claim(indices: tuple[int, ...] | None, ends_at: float | None) -> JobClaim:
+    return JobClaim(id="4711", gpus=indices, user="carla", ends_at=ends_at)
+
+
+@pytest.mark.parametrize("claims, holders, wanted, free_at", [
+    ((claim((0, 1, 2, 3), 500.0),), "ssss", 2, 500.0),
+    ((claim((0, 1), 500.0), claim((2, 3), 300.0)), "ssss", 2, 300.0),
+    ((claim((0, 1), 500.0), claim((2, 3), 300.0)), "ssss", 3, 500.0),
+    ((claim((0, 1, 2), 500.0),), "sssf", 2, 500.0),
+    ((claim((0, 1, 2), None), claim((3,), 300.0)), "ssss", 1, 300.0),
+    ((claim((0, 1, 2), None), claim((3,), 300.0)), "ssss", 2, None),  # without a limit
+    ((claim((0, 1), 500.0), claim((0, 1), 900.0)), "ssff", 3, 900.0),  # shared: the later one counts
+    ((claim(None, 500.0),), "ssss", 1, None),  # it may have any
+    ((claim((0, 1), 500.0),), "ssoo", 4, None),  # nobody knows when a stranger goes
+    ((claim((0, 1), 500.0),), "ssff", 2, None),  # there are enough: it waits for something else
+])  # fmt: skip
+def test_the_model_is_expected_when_the_jobs_time_limits_leave_enough_gpus(claims, holders, wanted, free_at):
+    assert doorwords.free_at(gpus(claims, holders), wanted) == free_at
+
+
+def told(reason: Reason, phase: NodePhase, seen: GpusFact | None, now_at: float, **fields: object) -> doorwords.DoorState:
+    return doorwords.state_of(msgspec.structs.replace(server_fact(phase), reason=reason, wanted_gpus=2, **fields), now_at, "", seen)
+
+
+def test_an_estimate_is_what_is_known_and_none_where_something_is_not():
+    seen = gpus((claim((0, 1, 2, 3), 2000.0),))
+    away = told(Reason.yielded_to_job, NodePhase.waiting, seen, 1900.0, load_s=50.0)
+    assert (away.expected_at, away.retry_after_s, away.by_limits) == (2050.0, 150, True)
+    assert told(Reason.yielded_to_job, NodePhase.waiting, seen, 0.0).retry_after_s == doorwords.LATEST_S
+    assert told(Reason.yielded_to_job, NodePhase.waiting, seen, 2001.0).expected_at is None  # it should be over by now
+    assert told(Reason.yielded_to_job, NodePhase.waiting, None, 0.0).expected_at is None
+    loading = told(Reason.loading, NodePhase.loading, seen, 120.0, started_at=100.0, load_s=60.0)
+    assert (loading.expected_at, loading.retry_after_s, loading.by_limits) == (160.0, 40, False)
+    assert told(Reason.loading, NodePhase.loading, seen, 120.0, started_at=100.0).expected_at is None
+    held = gpus((), hold=Hold(since_at=0.0, until_at=700.0))
+    assert told(Reason.held, NodePhase.held, held, 100.0, load_s=10.0).expected_at == 710.0
+    assert told(Reason.held, NodePhase.held, gpus((), hold=Hold(since_at=0.0)), 100.0).expected_at is None
+
+
+def test_nobody_outside_learns_whose_job_it_is():
+    state = told(Reason.yielded_to_job, NodePhase.waiting, gpus((claim((0, 1, 2, 3), 2000.0),)), 1900.0, detail="job 4711 of carla")
+    for text in (doorwords.error_body(state), doorwords.models_body(state), doorpage.page(state)):
+        assert b"4711" not in text and b"carla" not in text and b"00:33" in text

@@ -1,6 +1,7 @@
 """What is understood of Slurm's output: a corpus of collected forms, and the forms made by hand beside it."""
 
 import json
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -392,6 +393,19 @@ def test_the_configuration_is_read_and_its_first_section_counts() -> None:
 def test_a_name_of_a_run_is_told_from_a_job_id() -> None:
     assert gres.is_sluid("sEKNKTV3WPV500")
     assert not any(map(gres.is_sluid, ("7", "5_1", "sEKNKTV3WPV50", "sEKNKTV3WPV50I", "xEKNKTV3WPV500", None)))
+
+
+@pytest.mark.parametrize("ends, expected", [
+    ("2026-11-24T12:00:00", datetime(2026, 11, 24, 12).timestamp()), ("Unknown", None), ("2026-13-24T12:00:00", None), ("9999-12-31T23:59:59", ...),
+])  # fmt: skip
+def test_the_end_of_a_jobs_time_limit_is_told_and_changes_nothing_else(ends: str, expected: float | None) -> None:
+    """As scontrol prints it: a line of its own, in the node's own time."""
+    line = f"   StartTime=2026-11-24T11:00:00 EndTime={ends} Deadline=N/A\n   NodeList="
+    claim = gres.read("job", a_job().replace("   NodeList=", line), "n1", "7")
+    assert claim.gpus == {0, 1}
+    assert expected is ... or claim.ends_at == expected
+    imitated = gres.read("job", a_job(head="JobId=7 JobName=StartTime=x EndTime=2026-11-24T12:00:00 Deadline=N/A"), "n1", "7")
+    assert imitated.ends_at is None
 
 
 def test_whose_job_it_is_comes_from_its_own_line_and_never_from_a_name() -> None:

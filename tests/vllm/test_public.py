@@ -5,6 +5,7 @@ import json
 import re
 import time
 from collections.abc import Iterator
+from datetime import datetime
 
 import httpx
 import openai
@@ -75,7 +76,7 @@ def test_a_real_job_in_the_middle_of_a_stream_ends_it_and_people_are_told_until_
     for _ in range(5):
         next(stream)
     ntfy.down()
-    job = node.sbatch("exec sleep 600", "--gres=gpu:8")
+    job = node.sbatch("exec sleep 600", "--gres=gpu:8", "--time=10")
     release = release_of(tree, job)
     began_s = time.monotonic()
     with pytest.raises((openai.APIError, httpx.RemoteProtocolError)):  # vLLM's last word, or a connection that ends
@@ -90,7 +91,10 @@ def test_a_real_job_in_the_middle_of_a_stream_ends_it_and_people_are_told_until_
 
     away = refused(alice)
     assert (away.status_code, away.code) == (503, "yielded_to_job") and int(away.response.headers["retry-after"]) > 0
-    assert [(model.id, model.model_extra["state"]) for model in alice.models.list()] == [("smollm2", "yielded_to_job")]
+    listed = alice.models.list().data[0]
+    assert (listed.id, listed.model_extra["state"]) == ("smollm2", "yielded_to_job")
+    expected_s = datetime.fromisoformat(listed.model_extra["expected_at"]).timestamp() - time.time()
+    assert 300 < expected_s < 600 + LOADS_WITHIN_S  # the job's time limit, and what loading takes
     tree.until(lambda status: status["notices"]["waiting"], 30, "a notice that waits for its server")
     ntfy.up()
     node.scancel(job)
