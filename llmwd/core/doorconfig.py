@@ -193,9 +193,12 @@ def _file(wanted: Wanted, name: str) -> str:
     return f"{{file.{wanted.folder}/{name}}}"
 
 
+def _here(wanted: Wanted) -> dict:
+    return {"vars": {_file(wanted, STATE): [OPEN, HOLDING]}}
+
+
 def _away_routes(wanted: Wanted) -> list[dict]:
-    reachable = {"vars": {_file(wanted, STATE): [OPEN, HOLDING]}}
-    away = {"not": [reachable]}
+    away = {"not": [_here(wanted)]}
     return [
         {"match": [{**away, "vars": {_PATH: ["/v1/models"]}}], "handle": [_models(wanted)], "terminal": True},
         {"match": [away], "handle": [_closed(wanted)], "terminal": True},
@@ -247,10 +250,18 @@ def _error_routes(wanted: Wanted) -> list[dict]:
 
 def _proxy(wanted: Wanted) -> list[dict]:
     """A request that meets the end of vLLM is tried again as well: for some milliseconds nobody knows of that end."""
-    transport: dict = {"protocol": "http", "dial_timeout": _seconds(DIAL_WITHIN_S), "compression": False, "versions": ["1.1"]}
+    # A connection for each request: a kept one may have been closed by vLLM at this very moment (it does so after 5 idle
+    # seconds, and when it ends), and a POST that meets that is lost. A new one on the loopback takes a tenth of a millisecond.
+    transport: dict = {
+        "protocol": "http", "dial_timeout": _seconds(DIAL_WITHIN_S), "compression": False, "versions": ["1.1"],
+        "keep_alive": {"enabled": False},
+    }  # fmt: skip
     if wanted.tls:  # our own server on the loopback: its certificate names another host
         transport["tls"] = {"insecure_skip_verify": True}
-    hold = {"try_duration": _seconds(wanted.hold_s), "try_interval": _seconds(TRY_EVERY_S)} if wanted.hold_s else {}
+    # What has no connection yet is tried again in any case; what had one may have been worked on, or met our own refusal in
+    # the clear where vLLM speaks TLS.
+    again = [{**_here(wanted), "method": ["GET", "HEAD"]}]
+    hold = {"try_duration": _seconds(wanted.hold_s), "try_interval": _seconds(TRY_EVERY_S), "retry_match": again} if wanted.hold_s else {}
     return [
         {"handler": "request_body", "max_size": wanted.body_mb << 20},
         {

@@ -5,7 +5,7 @@ at the very end of the text may be cut (`NodeList=gpu0`), so it is as if it were
 """
 
 import re
-from datetime import datetime
+from datetime import UTC, datetime
 
 import msgspec
 
@@ -92,9 +92,9 @@ class _Record:
 
 
 def _time(text: str) -> float | None:
-    """Slurm's time, which is this node's local one."""
+    """Slurm's time; its commands are told to speak UTC (adapters/slurm.py)."""
     try:
-        return datetime.fromisoformat(text).timestamp()
+        return datetime.fromisoformat(text).replace(tzinfo=UTC).timestamp()
     except (ValueError, OverflowError):
         return None
 

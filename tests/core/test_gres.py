@@ -1,7 +1,7 @@
 """What is understood of Slurm's output: a corpus of collected forms, and the forms made by hand beside it."""
 
 import json
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -396,10 +396,10 @@ def test_a_name_of_a_run_is_told_from_a_job_id() -> None:
 
 
 @pytest.mark.parametrize("ends, expected", [
-    ("2026-11-24T12:00:00", datetime(2026, 11, 24, 12).timestamp()), ("Unknown", None), ("2026-13-24T12:00:00", None), ("9999-12-31T23:59:59", ...),
+    ("2026-11-24T12:00:00", datetime(2026, 11, 24, 12, tzinfo=UTC).timestamp()), ("Unknown", None), ("2026-13-24T12:00:00", None), ("9999-12-31T23:59:59", ...),
 ])  # fmt: skip
 def test_the_end_of_a_jobs_time_limit_is_told_and_changes_nothing_else(ends: str, expected: float | None) -> None:
-    """As scontrol prints it: a line of its own, in the node's own time."""
+    """As scontrol prints it: a line of its own, in UTC, because it is told so."""
     line = f"   StartTime=2026-11-24T11:00:00 EndTime={ends} Deadline=N/A\n   NodeList="
     claim = gres.read("job", a_job().replace("   NodeList=", line), "n1", "7")
     assert claim.gpus == {0, 1}

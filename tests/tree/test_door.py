@@ -4,6 +4,7 @@ import base64
 import http.client
 import json
 import resource
+import signal
 import socket
 import stat
 import subprocess
@@ -242,12 +243,21 @@ def test_the_door_outlives_its_worker_and_shows_itself_and_no_error_is_a_502(out
     assert seen == {200, 503}
 
 
-def test_a_request_may_wait_for_a_model_that_restarts(outside):
+def test_a_request_may_wait_for_a_model_that_restarts_even_before_its_end_has_been_noticed(outside):
     out = outside({"FAKE_READY_AFTER": 1}, DOOR_HOLD=20)
     out.tree.serving()
     wait_until(lambda: out.status("GET", "/health") == 200)
-    out.tree.signal("server", 9)
-    assert out.status("GET", "/health") == 200  # whether its end has been noticed by now or not
+    out.tree.signal("vllm", signal.SIGSTOP)  # who would notice
+    out.tree.signal("server", signal.SIGKILL)
+    wait_until(lambda: not out.tree.answers())
+    assert (out.tree.runtime / "door" / doorconfig.STATE).read_text() == doorconfig.OPEN
+    headers = {"Authorization": f"Bearer {token('alice')}", "Content-Type": "application/json"}
+    with futures.ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(out.ask, "POST", "/v1/completions", headers, b'{"model": "fake", "prompt": "a", "max_tokens": 1}')
+        with pytest.raises(futures.TimeoutError):
+            waiting.result(1)
+        out.tree.signal("vllm", signal.SIGCONT)
+        assert waiting.result(30)[0] == 200
     assert out.tree.status()["server"]["deaths"] == 1
 
 
