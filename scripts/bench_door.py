@@ -13,6 +13,7 @@ how much the door carries where it shares the cores with client and server. Exit
 
 import argparse
 import asyncio
+import http.client
 import json
 import os
 import statistics
@@ -48,7 +49,7 @@ class Plan(msgspec.Struct, frozen=True):
     tokens: int
 
 
-PLANS = {("fast", False): Plan(300, 5, 200), ("fast", True): Plan(20, 1, 20), ("vllm", False): Plan(60, 3, 40), ("vllm", True): Plan(4, 1, 4)}
+PLANS = {("fast", False): Plan(300, 5, 200), ("fast", True): Plan(20, 1, 20), ("vllm", False): Plan(200, 3, 40), ("vllm", True): Plan(4, 1, 4)}
 
 
 class Way(msgspec.Struct, frozen=True):
@@ -153,7 +154,8 @@ def ways_to(tree: Supervised) -> list[Way]:
     if made.returncode:
         raise SystemExit(made.stderr)
     key = f"Bearer {made.stdout.strip()}"
-    wait_until(lambda: tree.status()["door"]["reachable"] and tree.status()["door"]["keys"], what="the front door")
+    wait_until(lambda: tree.status()["door"]["reachable"], what="the front door")
+    wait_until(lambda: lets_in(int(tree.settings["DOOR_PORT"]), key), what="a key that opens the door")
     return [
         Way("direct", tree.port, None, tree.authorized().get("Authorization", "")),
         Way("door", int(tree.settings["DOOR_PORT"]), None, key),
@@ -161,12 +163,25 @@ def ways_to(tree: Supervised) -> list[Way]:
     ]
 
 
+def lets_in(port: int, key: str) -> bool:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+    try:
+        connection.request("GET", "/health", headers={"Authorization": key})
+        return connection.getresponse().status == 200
+    finally:
+        connection.close()
+
+
 def report(found: dict[str, dict[str, list[float]]], judged: str) -> bool:
     """Print it all; whether the door costs no more than it may."""
     first = {name: statistics.median(values) for name, values in found["first token"].items()}
     print(f"{'':32}" + "".join(f"{name:>16}" for name in first))
     print(f"{'time to first token, median':32}" + "".join(f"{value * 1e3:13.2f} ms" for value in first.values()))
-    added_s = max(value - first["direct"] for value in first.values())
+    # Of each turn, not of the medians: real vLLM's own time differs by more than the door adds.
+    turns = {name: [a - b for a, b in zip(values, found["first token"]["direct"])] for name, values in found["first token"].items()}
+    added = {name: statistics.median(values) for name, values in turns.items()}
+    print(f"{'  added, median':32}" + "".join(f"{value * 1e3:13.2f} ms" for value in added.values()))
+    added_s = max(added.values())
     good = added_s <= MOST_ADDED_S
     verdicts = [f"added to the time to first token: {added_s * 1e3:.2f} ms, at most {MOST_ADDED_S * 1e3:.0f} ms"]
     for what, ways in found.items():
