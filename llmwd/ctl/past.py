@@ -11,10 +11,14 @@ from llmwd.core.journaled import Journaled, read
 from llmwd.ctl.program import Refusal
 
 
+LAST = 1000
+
+
 class Past(msgspec.Struct, frozen=True):
-    """The lines, and the moment at which they were read."""
+    """The lines, and the moment at which they were read. last: the last of them as they stand in the file."""
 
     journaled: Journaled
+    last: frozenset[bytes]
     now_at: float
     running: bool
 
@@ -31,4 +35,4 @@ def read_past(dirs: Dirs) -> Past:
     except OSError as error:
         raise Refusal(f"the journal in {dirs.state} cannot be read: {error.strerror}") from error
     now_at, now_s = time.time(), time.monotonic()
-    return Past(read(rows, now_at, now_s if running else None), now_at, running)
+    return Past(read(rows, now_at, now_s if running else None), frozenset(rows[-LAST:]), now_at, running)

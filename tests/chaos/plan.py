@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 GPUS = 8
-TARGETS = ("root", "detector", "resolver", "vllm", "tunnel", "notifier", "holder", "server")
+TARGETS = ("root", "detector", "resolver", "vllm", "door", "tunnel", "notifier", "holder", "server")
 PHASES = ("waiting", "loading", "serving", "yielding", "resuming")
 PROFILES = ("fake", "slow", "stubborn", "hang", "refork", "exits", "silent")
 CALM_EVERY = 25  # actions, then everything is healed, has to serve again, and is held to the strict bounds
@@ -61,9 +61,9 @@ def _words(kind: str, dice: random.Random) -> dict:
         case "garbage":
             return {"bytes": dice.randrange(1, 3000), "dice": dice.randrange(1 << 30)}
         case "starve":
-            return {"target": dice.choice(TARGETS[1:7]), "of": dice.choice(["files", "memory"]), "for_s": round(dice.uniform(1, 4), 1)}
+            return {"target": dice.choice(TARGETS[1:8]), "of": dice.choice(["files", "memory"]), "for_s": round(dice.uniform(1, 4), 1)}
         case "strict":
-            return {"target": dice.choice(TARGETS[1:6]), "root": dice.random() < 0.5}
+            return {"target": dice.choice(TARGETS[1:7]), "root": dice.random() < 0.5}
         case "clock":
             return {"by_s": dice.choice([-3600, 3600, 0])}
     return {}

@@ -10,6 +10,7 @@ from tests.chaos.plan import Action
 from tests.chaos.stage import TTL_S, Stage
 from tests.observer.sight import Process
 from tests.waiting import wait_until
+
 PHASE_WITHIN_S = 5.0
 CALM_WITHIN_S = 60.0
 STOPPED_ROOT_S = 8.0  # a root that hangs is killed by its operator after so long
@@ -89,15 +90,15 @@ class Play:
             return
         if phase in ("waiting", "yielding"):
             if phase == "yielding":
-                self._reach("serving")
+                self.reach("serving")
             self.stage.job("0-7")
-            self._reach(phase, 0.3 if phase == "yielding" else PHASE_WITHIN_S)
+            self.reach(phase, 0.3 if phase == "yielding" else PHASE_WITHIN_S)
             return
         for path in self.stage.jobs():
             path.unlink()
-        self._reach({"resuming": "loading"}.get(phase, phase))
+        self.reach({"resuming": "loading"}.get(phase, phase))
 
-    def _reach(self, phase: str, within_s: float = PHASE_WITHIN_S) -> None:
+    def reach(self, phase: str, within_s: float = PHASE_WITHIN_S) -> None:
         end_s = time.monotonic() + within_s
 
         def there() -> bool:
@@ -183,17 +184,17 @@ class Play:
     def _strict(self, target: str, root: bool) -> str:
         """Nothing else happens: one worker dies, then a job comes, and all bounds are the narrow ones; then the root."""
         self.go_on(2 * TTL_S + 0.5)
-        self._reach("serving")
+        self.reach("serving")
         done = self._kill(target, None)
         self.go_on(2.5)
-        self._reach("serving")
+        self.reach("serving")
         self.go_on(2 * TTL_S + 0.5)
         self.stage.job("0-7")
-        self._reach("waiting")
+        self.reach("waiting")
         self.go_on(0.3)  # the observer has to see that it is over before the job is
         self._job_over(0.0, True)
         if root:
-            self._reach("serving")
+            self.reach("serving")
             self.restart_s = time.monotonic() + 9.0  # late enough to see whether anything of it stays
             done += " " + self._kill("root", None)
             self.go_on(9.0)
@@ -202,7 +203,10 @@ class Play:
     # --- whether it is still there
 
     def _calm(self) -> str:
-        """Heal everything: then it has to serve within its time, with all of its workers."""
+        return self.calm("fake")
+
+    def calm(self, profile: str) -> str:
+        """Heal everything: then it has to serve this profile within its time, with all of its workers."""
         self.tell("unheld")
         for path in self.stage.jobs():
             path.unlink()
@@ -219,15 +223,15 @@ class Play:
             self.tick()
             status = self.stage.tree.status()
             if status["phase"] == "serving" and all(worker["phase"] == "ready" for worker in status["workers"]):
-                return status["model"]["profile"] in ("fake", "slow") and self.stage.tree.answers(status["model"]["profile"])
+                return status["model"]["profile"] in (profile, "slow") and self.stage.tree.answers(status["model"]["profile"])
             if time.monotonic() - ordered_s > 5.0:
                 ordered_s = time.monotonic()
-                for order in ("reset", "resume", "switch fake"):
+                for order in ("reset", "resume", f"switch {profile}"):
                     self._order(order)
             return False
 
-        if self.stage.tree.status()["model"]["profile"] != "fake":
-            self._order("switch fake")
+        if self.stage.tree.status()["model"]["profile"] != profile:
+            self._order(f"switch {profile}")
         try:
             wait_until(serves, CALM_WITHIN_S, every_s=0.1)
         except AssertionError:

@@ -31,7 +31,10 @@ PROFILES = {
     "refork": {"FAKE_REFORK_ON_TERM": 20, "FAKE_FORK_GRANDCHILD": 1},
     "exits": {"FAKE_EXIT_AFTER": 0.3, "FAKE_EXIT_CODE": 1},
     "silent": {"FAKE_SILENT_AFTER": 2, "FAKE_ENGINE": 1},
+    # Its phases are long enough to be met.
+    "lasting": {"FAKE_READY_AFTER": 1.5, "FAKE_IGNORE_TERM": 1, "FAKE_ENGINE": 1, "FAKE_FORK_GRANDCHILD": 1},
 }
+LASTING = "lasting"
 
 
 class Disk:
@@ -126,7 +129,7 @@ class Stage:
             "BACKOFF_MIN": 0.1, "BACKOFF_MAX": 1, "PROBE_INTERVAL": 1, "START_TIMEOUT": 15, "LOG_LEVEL": "info",
             "LOG_MAX_MB": 1, "LOG_KEEP": 1, "NTFY_TOPIC": "chaos", "NTFY_SERVER": self.ntfy.url,
             "TUNNEL_HOSTNAME": "llm.example.org", "TUNNEL_ID": TUNNEL_ID, "CLOUDFLARED_CREDS": credentials,
-            "CLOUDFLARED_BIN": cloudflared.wrapper(folder / "tunnel"),
+            "CLOUDFLARED_BIN": cloudflared.wrapper(folder / "tunnel"), "DOOR": "true",
         }  # fmt: skip
         self.tree = Supervised(folder / "tree", settings, PROFILES["fake"], self.clock.environ)
         for name, flags in PROFILES.items():

@@ -1,6 +1,8 @@
 """`report` and `history`: for a terminal, for a program, and as one file for an administrator."""
 
 import json
+import logging
+import signal
 import time
 from html.parser import HTMLParser
 from pathlib import Path
@@ -8,6 +10,7 @@ from xml.etree.ElementTree import fromstring
 
 import pytest
 
+from llmwd.adapters.journal import Journal
 from tests.ctl.stand import Stand
 
 VOID = {"meta", "br", "hr", "img", "input", "link"}
@@ -150,3 +153,26 @@ def test_the_history_tells_the_last_events_in_order_over_a_rotation(stand: Stand
     assert any("GPUs 2-3 left: yielded_to_job, 0.29 s after the signal, 2 requests cut" in line for line in lines)
     told = json.loads(stand.ctl("history", "-n", "3", "--json").stdout)
     assert [each["event"] for each in told] == ["gpus", "drill", "supervisor_stopped"] and told[1]["details"]["took_s"] == 0.4
+
+
+def test_following_the_history_tells_what_is_added_over_a_rotation_and_nothing_twice(stand: Stand) -> None:
+    week(stand)
+    following = stand.start_ctl("history", "-n", "1", "--json", "-f")
+
+    def told() -> str:
+        return json.loads(following.stdout.readline())["event"]
+
+    try:
+        assert told() == "supervisor_stopped"
+        journal = Journal(stand.dirs.state, "resolver", logging.getLogger("test"))
+        journal.write("gpus", slurm=[2, 3], free=[0, 1])  # as it was: no event
+        journal.write("lease_granted", epoch=10, gpus=[0, 1])
+        assert told() == "lease_granted"
+        path = stand.dirs.state / "journal.jsonl"
+        path.rename(path.with_suffix(".jsonl.1"))
+        journal.write("gpus", llmwd=[0, 1], slurm=[2, 3])
+        assert told() == "gpus"
+    finally:
+        following.send_signal(signal.SIGINT)
+        rest, errors = following.communicate(timeout=30)
+    assert following.returncode == 130 and rest == "" and "Traceback" not in errors

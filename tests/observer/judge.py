@@ -12,7 +12,7 @@ from tests.observer.sight import Job, Process, Sample
 
 LATE_S = 0.1  # a gap between two looks beyond this is a machine that was busy
 SETTLED_S = 2.0  # after a kill; and nothing else may have happened so long before it
-WORKERS = ("detector", "resolver", "vllm", "tunnel", "notifier")
+WORKERS = ("detector", "resolver", "vllm", "door", "tunnel", "notifier")
 
 
 @dataclass

@@ -9,7 +9,7 @@ from pathlib import Path
 YOUNG_S = 1.0  # so long after its first sight a process is looked at anew each time: it may exec
 LOOK_AGAIN_S = 0.5
 _JOB = re.compile(r"job_(\d+)")
-_TITLE = re.compile(r"llmwd: (root|holder|[a-z]+)")
+_TITLE = re.compile(r"llmwd: (holder [a-z]+|[a-z]+)")
 
 
 @dataclass
@@ -115,7 +115,7 @@ class Sight:
         if gpus:
             process.role = "server"
         elif title:
-            process.role = title[1]
+            process.role = "holder" if title[1] == "holder vllm" else title[1]
         elif "llmwd.ctl" in command:
             process.role = "ctl"
         elif "llmwd.supervisor" in command:

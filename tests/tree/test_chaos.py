@@ -19,6 +19,12 @@ def test_faults_at_random_violate_no_guarantee_and_it_serves_again_after_them() 
     assert "violations: 0" in done.stdout and "the end: serves" in done.stdout
 
 
+def test_processes_killed_and_stopped_in_phases_of_the_matrix_keep_no_gpu_from_a_job() -> None:
+    done = chaos("--matrix", "--every", "37", "--seed", "3")
+    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-3000:]
+    assert "violations: 0" in done.stdout and done.stdout.count("free after") == 5
+
+
 def test_a_seed_is_always_the_same_sequence() -> None:
     first, again, other = (chaos("--plan", "200", "--seed", seed).stdout for seed in ("7", "7", "8"))
     assert first == again != other and first.count("\n") == 200
