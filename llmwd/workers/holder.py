@@ -59,6 +59,7 @@ class Holder:
         self.starting = False  # forked, and not yet heard whether exec worked
         self.living: list[int] = []  # at the last walk
         self.sent: dict[tuple[int, int], int] = {}  # (pid, start) -> last signal
+        self.hurried: list[int] = []  # those of the tree that stand back no longer
         self.model: dict[int, tuple[int, int | None]] = {}  # pid -> start and pidfd of those that hold the model
         self.kill_at = self.rewalk_at = self.end_at = math.inf
         self.rewalk_s = REWALK_FIRST_S
@@ -111,6 +112,7 @@ class Holder:
             self._kill(now)
         elif now >= self.rewalk_at:
             self._signal_tree()
+            self._hurry()
             if state["killed_s"] and now - state["killed_s"] > SURVIVOR_AFTER_S and not self.survivors_told:
                 self.survivors_told = True
                 self.log.say(f"still there {SURVIVOR_AFTER_S:g} s after SIGKILL (in a driver?): {self.living}")
@@ -212,8 +214,7 @@ class Holder:
             if not self.model and self.state["server_pid"]:
                 self._take_for_model(self.state["server_pid"])
             self.state["signalled_s"] = time.monotonic()
-            if self.state["server_pid"] and self.spec.get("courtesy"):
-                courtesy.hurry(self.state["server_pid"])
+            self._hurry()
             self.socket.publish()
             self.log.say(f"{reason}: {len(self.sent)} processes signalled, {len(self.living)} were alive after it")
         elif self.kill_at <= now and self.state["killed_s"] is None:
@@ -223,6 +224,7 @@ class Holder:
         self.state["killed_s"] = now
         self.rewalk_s = REWALK_FIRST_S
         self._signal_tree()
+        self._hurry()
         self.socket.publish()
         self.log.say(f"SIGKILL to {len(self.living)} processes that had outlived the grace")
 
@@ -245,6 +247,11 @@ class Holder:
                 break
         self.rewalk_at = time.monotonic() + self.rewalk_s
         self.rewalk_s = min(self.rewalk_s * 1.6, REWALK_LAST_S)
+
+    def _hurry(self) -> None:
+        """Again after each walk, until it is so: some may have been met late, and the kernel may have refused."""
+        if self.spec.get("courtesy") and self.hurried != self.living and courtesy.hurry(self.living):
+            self.hurried = self.living
 
     def _tidies(self, pid: int) -> bool:
         """multiprocessing's bookkeeper holds no GPU, and ends by itself once it has removed the dead's shared memory."""

@@ -52,17 +52,35 @@ def group_of(pid: int) -> str:
     return path.read_text().split()[-1] if path.exists() else "not built in"
 
 
-def test_what_is_to_end_stands_back_no_longer(hold) -> None:
-    held = hold("--engine", "--ignore-term", courtesy=WISH)
-    pid, engine = everybody(held)
-    if group_of(pid) != "not built in":
-        assert group_of(pid) == "10" != group_of(held.process.pid)
+def test_what_is_to_end_stands_back_no_longer_in_whatever_session_it_is(hold) -> None:
+    held = hold("--ignore-term", *TREE, courtesy=WISH)
+    pids = everybody(held)
+    if group_of(pids[0]) != "not built in":
+        assert group_of(pids[0]) == "10" != group_of(held.process.pid)
     assert held.link.send(Release(grace_s=60.0, reason="test"))
     held.until(lambda state: state.signalled_s)
-    wait_until(lambda: group_of(pid) == group_of(engine) == group_of(held.process.pid), 30)
+    staying = [pid for pid in pids if running([pid])]
+    assert len(staying) > 10
+    wait_until(lambda: {group_of(pid) for pid in staying} == {group_of(held.process.pid)}, 30)
     if os.geteuid() == 0:  # others need RLIMIT_NICE
-        wait_until(lambda: courtesy.found(engine)["nice"] == courtesy.found(held.process.pid)["nice"], 30)
+        wait_until(lambda: {courtesy.found(pid)["nice"] for pid in staying} == {courtesy.found(held.process.pid)["nice"]}, 30)
     assert held.released(grace_s=0.0).gone_s
+
+
+def test_a_kernel_that_refuses_a_session_for_now_is_asked_again(monkeypatch, sleeper) -> None:
+    monkeypatch.setattr(courtesy, "_group_level", lambda pid: {"self": "0", sleeper.pid: "10"}[pid])
+    real = open
+
+    def refuses(path, *more):
+        if str(path).endswith("/autogroup"):
+            raise BlockingIOError(11, "Resource temporarily unavailable")
+        return real(path, *more)
+
+    monkeypatch.setattr("builtins.open", refuses)
+    assert courtesy.hurry([sleeper.pid]) is False
+    monkeypatch.setattr("builtins.open", real)
+    monkeypatch.setattr(courtesy, "_group_level", lambda pid: "0")
+    assert courtesy.hurry([sleeper.pid]) is True
 
 
 def test_without_a_wish_a_service_stays_ordinary(hold) -> None:

@@ -19,6 +19,7 @@ import zmq
 
 from llmwd.adapters import procs
 from llmwd.adapters.bus import bus_endpoint
+from llmwd.adapters.rundir import DirError, make_private
 from tests.fakes.cloudflared import wrapper
 from tests.fakes.ntfy import NtfyServer
 from tests.tree.conftest import Start
@@ -207,6 +208,22 @@ def test_what_others_may_have_planted_is_refused_with_what_to_do(supervised: Sta
     assert re.search(sentence, refused.stderr), refused.stderr
     elsewhere = tree.runtime.parent / "elsewhere"
     assert not elsewhere.exists() or [path.read_text() for path in elsewhere.iterdir()] == ["theirs\n"]
+
+
+@pytest.mark.parametrize("full", [True, False])
+def test_a_folder_that_others_read_is_closed_to_them_only_while_nothing_is_in_it(tmp_path: Path, full: bool) -> None:
+    """It may be theirs to read: `LLMWD_STATE_DIR=/srv/results` would lock a whole group out."""
+    folder = tmp_path / "shared"
+    folder.mkdir()
+    if full:
+        (folder / "results").touch()
+    folder.chmod(0o755)
+    if full:
+        with pytest.raises(DirError, match="is not empty: name another folder"):
+            make_private(folder, "state")
+    else:
+        make_private(folder, "state")
+    assert stat.S_IMODE(folder.stat().st_mode) == (0o755 if full else 0o700)
 
 
 def test_a_link_in_the_place_of_a_journal_or_log_is_not_followed(supervised: Start) -> None:
