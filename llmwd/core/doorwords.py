@@ -14,6 +14,7 @@ from llmwd.vocab import Holder, NodePhase, Reason
 
 RETRY_S = 30
 SOON_S = 5
+FARTHEST_S = 366 * 86400.0  # what is farther off is nobody's plan
 LATEST_S = 600  # jobs often end before their time limits, and switches are made
 TOLD = {  # code: what people read
     "open": "The model answers.",
@@ -85,7 +86,7 @@ def _expected_at(code: str, server: ServerFact, gpus: GpusFact | None, now_at: f
     if begin_at is None:
         return None
     expected_at = begin_at + (load_s or 0.0)
-    return expected_at if expected_at > now_at else None
+    return expected_at if now_at < expected_at < now_at + FARTHEST_S else None
 
 
 def free_at(gpus: GpusFact, wanted: int) -> float | None:

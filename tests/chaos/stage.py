@@ -78,10 +78,11 @@ class Disk:
 class Observer:
     """The observer's process. `seen`: the file of its lines."""
 
-    def __init__(self, tree: Supervised, jobs: Path, seen: Path):
+    def __init__(self, tree: Supervised, jobs: Path, seen: Path, scope: Path | None = None):
         self.seen = seen
         command = [sys.executable, "-m", "tests.observer", "--mark", f"{MARK}={tree.mark}", "--folder-in", "OBSERVED"]
         command += ["--jobs", str(jobs), "--ttl", str(TTL_S), "--grace", str(GRACE_S), "--resolve", str(RESOLVE_S)]
+        command += ["--scope", str(scope)] if scope is not None else []
         with seen.open("wb") as out:
             # Not on its command line: it would be taken for one of those.
             env = os.environ | {"OBSERVED": str(tree.runtime)}

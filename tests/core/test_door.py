@@ -113,7 +113,9 @@ def test_an_estimate_is_what_is_known_and_none_where_something_is_not():
     assert told(Reason.loading, NodePhase.loading, seen, 120.0, started_at=100.0).expected_at is None
     held = gpus((), hold=Hold(since_at=0.0, until_at=700.0))
     assert told(Reason.held, NodePhase.held, held, 100.0, load_s=10.0).expected_at == 710.0
-    assert told(Reason.held, NodePhase.held, gpus((), hold=Hold(since_at=0.0)), 100.0).expected_at is None
+    for until_at in (None, float("inf"), float("nan"), 1e300, -1.0):
+        held = gpus((), hold=Hold(since_at=0.0, until_at=until_at))
+        assert told(Reason.held, NodePhase.held, held, 100.0, load_s=10.0).expected_at is None
 
 
 def test_nobody_outside_learns_whose_job_it_is():

@@ -16,6 +16,7 @@ from pathlib import Path
 from tests.observer.judge import Bounds, Judge
 from tests.observer.sight import Sight
 
+CGROUPS_EVERY_S = 0.5
 BYSTANDERS = ("vllm serve fake", "VLLM::EngineCore", "llmwd: holder vllm")  # names that somebody else's may have
 
 
@@ -48,12 +49,13 @@ def main() -> int:
     parser.add_argument("--mark", required=True, help="NAME=VALUE in the environment of all that is watched")
     parser.add_argument("--folder-in", required=True, help="name of the variable that holds what the command lines hold of those without the mark")
     parser.add_argument("--jobs", type=Path, required=True, help="the folder of simulated jobs")
+    parser.add_argument("--scope", type=Path, help="the cgroup below which slurmstepd makes a folder for each real job")
     for name, default in (("ttl", 10.0), ("grace", 1.0), ("resolve", 1.0)):
         parser.add_argument(f"--{name}", type=float, default=default, help="as in the settings, seconds")
     parser.add_argument("--every", type=float, default=0.015, help="seconds between two looks")
     asked = parser.parse_args()
     judge = Judge(Bounds(asked.ttl, asked.grace, asked.resolve), say)
-    sight = Sight(asked.mark, os.environ[asked.folder_in], asked.jobs)
+    sight = Sight(asked.mark, os.environ[asked.folder_in], asked.jobs, asked.scope)
     innocents = bystanders()
     try:
         watch(judge, sight, innocents, asked.every)
@@ -67,9 +69,15 @@ def main() -> int:
 
 def watch(judge: Judge, sight: Sight, innocents: list[subprocess.Popen], every_s: float) -> None:
     unharmed, rest = True, b""
+    lingered: set[tuple[int, str]] = set()
+    looked_s = 0.0
     say({"event": "watching"})
     while True:
         judge.judge(sight.look())
+        if time.monotonic() - looked_s > CGROUPS_EVERY_S:
+            looked_s, before, lingered = time.monotonic(), lingered, sight.lingers()
+            for pid, what in before & lingered:  # a look inside that is over at once keeps no cgroup from ending
+                judge.cgroup_kept(f"process {pid} keeps {what}", looked_s)
         if unharmed and (how := harmed(innocents)):
             unharmed = False
             judge.bystander_harmed(how, time.monotonic())

@@ -236,6 +236,9 @@ class Judge:
     def bystander_harmed(self, how: str, now_s: float) -> None:
         self._violation("G4", how, now_s)
 
+    def cgroup_kept(self, how: str, now_s: float) -> None:
+        self._violation("G7", how, now_s)
+
     def _violation(self, guarantee: str, text: str, at_s: float) -> None:
         found = {"event": "violation", "guarantee": guarantee, "text": text, "at_s": round(at_s, 3)}
         self.violations.append(found)

@@ -1,4 +1,5 @@
-"""What there is to see: processes by a mark in their environment, and simulated jobs by the files of a folder."""
+"""What there is to see: processes by a mark in their environment, and jobs: simulated ones by the files of a folder, real
+ones by their processes in the cgroups below slurmstepd's scope, whose environment names their GPUs."""
 
 import os
 import re
@@ -53,6 +54,7 @@ class Sight:
     mark: str
     folder: str
     jobs_folder: Path
+    scope: Path | None = None
     ours: dict[int, Process] = field(default_factory=dict)
     strangers: dict[int, float] = field(default_factory=dict)  # pid -> first seen
     jobs: dict[str, Job] = field(default_factory=dict)
@@ -139,7 +141,50 @@ class Sight:
                 continue
             known = self.jobs.get(match[1])
             found[match[1]] = known if known is not None and known.gpus == gpus else Job(gpus, now_s)
+        if self.scope is not None:
+            found |= self._real_jobs(now_s)
         self.jobs = found
+
+    def _real_jobs(self, now_s: float) -> dict[str, Job]:
+        """A real job counts from its first process that knows its GPUs: from then on it can be hurt."""
+        found = {}
+        for folder in self.scope.glob("job_*"):
+            id = folder.name.removeprefix("job_")
+            known = self.jobs.get(id)
+            gpus = known.gpus if known is not None else _gpus_of(folder)
+            if gpus is not None:
+                found[id] = known or Job(gpus, now_s)
+        return found
+
+    def lingers(self) -> set[tuple[int, str]]:
+        """(pid of ours, what of a job's cgroup it keeps open or lives in)."""
+        found: set[tuple[int, str]] = set()
+        for pid in self.ours if self.scope is not None else ():
+            try:
+                paths = [os.readlink(entry.path) for entry in os.scandir(f"/proc/{pid}/fd")]
+                group = Path(f"/proc/{pid}/cgroup").read_text()
+            except OSError:
+                continue
+            found |= {(pid, path) for path in paths if path.startswith(f"{self.scope}/job_")}
+            found |= {(pid, line) for line in group.splitlines() if f"/{self.scope.name}/job_" in line}
+        return found
+
+
+def _gpus_of(folder: Path) -> frozenset[int] | None:
+    """The GPUs that a job's processes were told; None while there is none that knows."""
+    try:
+        pids = [int(pid) for path in folder.rglob("cgroup.procs") for pid in path.read_text().split()]
+    except OSError:  # it ends just now
+        return None
+    for pid in pids:
+        try:
+            environ = Path(f"/proc/{pid}/environ").read_bytes().decode(errors="replace").split("\0")
+        except OSError:
+            continue
+        for entry in environ:
+            if entry.startswith("SLURM_JOB_GPUS="):
+                return parse(entry.partition("=")[2])
+    return None
 
 
 def parse(text: str) -> frozenset[int] | None:
