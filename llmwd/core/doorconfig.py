@@ -32,6 +32,8 @@ DIAL, UPSTREAM_KEY = "dial", "upstream-key"
 HEADER_BYTES = 32 << 10
 HEADERS_WITHIN_S = 10
 IDLE_S = 120
+BODY_STALLS_S, BODY_BYTES_PER_S = 15, 1000  # a request may take this long, and a second more for each 1000 bytes
+READS_WITHIN_S = 60  # a client that reads nothing of its answer for so long has gone
 TRY_EVERY_S = 0.1
 DIAL_WITHIN_S = 2
 
@@ -44,7 +46,8 @@ class Account(msgspec.Struct, frozen=True):
 
 
 class Wanted(msgspec.Struct, frozen=True, kw_only=True):
-    """All that the configuration depends on. tls: vLLM speaks https. accounts None: everybody may come in."""
+    """All that the configuration depends on. tls: vLLM speaks https. accounts None: everybody may come in. paces: Caddy
+    can limit how slowly a body comes."""
 
     folder: str  # where the files above are
     socket: str
@@ -56,6 +59,7 @@ class Wanted(msgspec.Struct, frozen=True, kw_only=True):
     body_mb: int
     most: int  # requests at vLLM at once
     hold_s: float
+    paces: bool = False
 
 
 def nobody(folder: str) -> str:
@@ -85,6 +89,7 @@ def make(wanted: Wanted) -> bytes:
         "read_header_timeout": _seconds(HEADERS_WITHIN_S),
         "idle_timeout": _seconds(IDLE_S),
         "max_header_bytes": HEADER_BYTES,
+        **(_pace(wanted.hold_s) if wanted.paces else {}),
         "trusted_proxies_unix": True,  # who reaches the socket is us: cloudflared, which tells whom it speaks for
         "client_ip_headers": ["Cf-Connecting-Ip", "X-Forwarded-For"],
         "logs": {"default_logger_name": "access"},
@@ -102,6 +107,25 @@ def make(wanted: Wanted) -> bytes:
         "apps": {"http": {"servers": servers}},
     }
     return json.dumps(config, indent=1).encode()
+
+
+def _pace(hold_s: float) -> dict[str, int]:
+    """Not Caddy's read_timeout: in the versions that know nothing else it ends the answer as well."""
+    return {  # the time counts from the headers on, and a request that is held is read only afterwards
+        "read_idle_timeout": _seconds(BODY_STALLS_S + hold_s), "read_min_rate": BODY_BYTES_PER_S,
+        "write_idle_timeout": _seconds(READS_WITHIN_S),
+    }  # fmt: skip
+
+
+def trial() -> bytes:
+    """A configuration that only a Caddy takes that can pace clients (it came with 2.11.7 or a little before)."""
+    server = {"listen": ["unix//nowhere"], "automatic_https": {"disable": True}, **_pace(0.0)}
+    return json.dumps({"apps": {"http": {"servers": {"door": server}}}}).encode()
+
+
+def is_paced(config: bytes) -> bool:
+    """Whether this one of make() was for such a Caddy."""
+    return b'"read_min_rate"' in config
 
 
 def _seconds(seconds: float) -> int:

@@ -47,6 +47,7 @@ class Door:
         self.detail, self.given_up = "", False
         self.loaded = b""  # the configuration that the living Caddy has
         self.refused = b""  # the one that it did not take
+        self.paces = False  # it can limit how slowly clients send and read
         self._busy: object = None
         self._deaf = 0
         self._since_at = time.time()
@@ -72,6 +73,7 @@ class Door:
                 self.loaded = self.config_path.read_bytes()
             except OSError:
                 self.loaded = b""
+            self.paces = doorconfig.is_paced(self.loaded)
             self.service.adopted(ready=bool(state.note.get("answers")))
             self.shell.log.info("caddy (pid %s) taken over, %s", state.server_pid, self.service.life.phase)
             self._look()
@@ -125,7 +127,7 @@ class Door:
                 folder=str(self.folder), socket=self.socket, admin=self.admin, port=s.door_port or None,
                 tls=self.said.tls,
                 accounts=None if s.door_open == OPEN_WORD else accounts, allow=s.door_allow, body_mb=s.door_max_body_mb,
-                most=s.door_max_requests, hold_s=s.door_hold_s,
+                most=s.door_max_requests, hold_s=s.door_hold_s, paces=self.paces,
             )
         )
 
@@ -172,9 +174,14 @@ class Door:
     def _plan(self) -> None:
         self._busy = token = object()
         wish = self.settings.caddy_bin
-        self.shell.beside(lambda: caddy.survey(wish), lambda found: self._planned(token, found))
 
-    def _planned(self, token: object, found: tuple[str, str] | None) -> None:
+        def survey() -> tuple[str, str, bool]:
+            program, problem = caddy.survey(wish)
+            return program, problem, not problem and caddy.takes(program, doorconfig.trial())
+
+        self.shell.beside(survey, lambda found: self._planned(token, found))
+
+    def _planned(self, token: object, found: tuple[str, str, bool] | None) -> None:
         if token is not self._busy:
             return
         self._busy = None
@@ -183,6 +190,9 @@ class Door:
         if found is None or found[1]:
             self._give_up(found[1] if found else "caddy could not be looked at")
         else:
+            self.paces = found[2]
+            if not self.paces:
+                self.shell.log.warning("this Caddy cannot limit how slowly clients send and read; 2.11.7 can: %s", found[0])
             self._start(found[0])
 
     def _start(self, program: str) -> None:
@@ -241,6 +251,8 @@ class Door:
             self._deaf = 0
             if phase is Phase.starting:
                 self.detail = ""
+                if self.service.state is not None and self.service.state.server_pid is not None:
+                    caddy.bound(self.service.state.server_pid)
                 self.service.remember({"answers": 1})
                 self.service.proved()
                 self.shell.log.info("the front door answers at %s", self.socket)

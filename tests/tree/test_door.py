@@ -196,31 +196,71 @@ def test_a_name_that_nobody_has_costs_no_time(outside):
     assert used_s() - before_s < 2.0
 
 
+def at_vllm(out: Outside) -> int:
+    """Connections of Caddy's to the model's port."""
+    rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    return sum(row[2].endswith(f":{out.tree.port:04X}") and row[3] == "01" for row in rows)
+
+
 def test_bad_clients_leave_it_serving(outside):
     out = outside(DOOR_MAX_BODY_MB=1)
     out.tree.serving()
     wait_until(lambda: out.status("GET", "/health") == 200)
     body = b'{"model": "fake", "prompt": "' + b"x" * (2 << 20) + b'"}'
     assert out.status("POST", "/v1/completions", body=body) == 413
-    slow = [socket.create_connection(("127.0.0.1", out.port)) for _ in range(200)]
+    key = b"Authorization: Bearer " + token("alice").encode()
+    unread = b'{"model": "fake", "stream": true, "max_tokens": 100000, "prompt": "a"}'
+    bad = [
+        [b"POST /v1/completions HTTP/1.1\r\nHost: a\r\nX-%d:" % number for number in range(200)],  # headers without an end
+        [b""] * 100,
+        [b"POST /v1/completions HTTP/1.1\r\nHost: a\r\nContent-Length: 900\r\n\r\n{"] * 20,  # a body that stalls, no key
+        [b"POST /v1/completions HTTP/1.1\r\nHost: a\r\n%s\r\nContent-Length: 900\r\n\r\n{" % key] * 20,
+        [b"POST /v1/completions HTTP/1.1\r\nHost: a\r\n%s\r\nTransfer-Encoding: chunked\r\n\r\n5\r\n{" % key] * 20,
+        [b"POST /v1/completions HTTP/1.1\r\nHost: a\r\n%s\r\nContent-Length: %d\r\n\r\n%s" % (key, len(unread), unread)] * 5,
+    ]  # fmt: skip
+    slow = [[socket.create_connection(("127.0.0.1", out.port)) for _ in kind] for kind in bad]
     try:
-        for number, connection in enumerate(slow):
-            connection.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: a\r\nX-%d:" % number)
-        for garbage in (b"\x16\x03\x01\x02\x00", b"GET /\r\n\r\n", b"GET / HTTP/9.9\r\n\r\n", b"\r\n" * 99, b"A" * 70_000 + b"\r\n\r\n"):
+        for connections, requests in zip(slow, bad, strict=True):
+            for connection, request in zip(connections, requests, strict=True):
+                connection.sendall(request)
+        wait_until(lambda: at_vllm(out) >= 25)  # (the stand-in ends chunked ones by itself)
+        for garbage in (
+            b"\x16\x03\x01\x02\x00", b"GET /\r\n\r\n", b"GET / HTTP/9.9\r\n\r\n", b"\r\n" * 99, b"A" * 70_000 + b"\r\n\r\n",
+            b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", b"POST /v1/completions HTTP/1.1\r\nHost: a\r\nContent-Length: -1\r\n\r\n",
+            b"POST /v1/completions HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\nGET /metrics HTTP/1.1\r\n\r\n",
+        ):  # fmt: skip
             with socket.create_connection(("127.0.0.1", out.port)) as connection:
                 connection.settimeout(30)
                 connection.sendall(garbage)
                 try:
-                    assert b" 200 " not in connection.recv(200)
+                    assert b" 200 " not in connection.recv(200), garbage
                 except ConnectionError:
                     pass
         assert out.status("GET", "/health") == 200
-        slow[0].settimeout(4 * doorconfig.HEADERS_WITHIN_S)
-        assert b" 200 " not in slow[0].recv(200)  # it was answered, or closed
+        for connection in (slow[0][0], slow[1][0], slow[2][0]):
+            connection.settimeout(4 * doorconfig.BODY_STALLS_S)
+            assert b" 200 " not in connection.recv(200)  # it was answered, or closed
+        wait_until(lambda: at_vllm(out) <= 5, 4 * doorconfig.BODY_STALLS_S, what="the end of the stalled requests at vLLM")
+        assert [part.choices[0].delta.content for part in out.stream(2)] == [" ok"] * 2
     finally:
-        for connection in slow:
+        for connection in sum(slow, []):
             connection.close()
-    assert [part.choices[0].delta.content for part in out.stream(2)] == [" ok"] * 2
+    wait_until(lambda: at_vllm(out) == 0)
+
+
+def test_more_connections_than_it_takes_leave_it_serving(outside):
+    out = outside()
+    out.tree.serving()
+    wait_until(lambda: out.status("GET", "/health") == 200)
+    assert resource.prlimit(caddy_pid(out.tree), resource.RLIMIT_NOFILE)[1] <= caddy.MOST_FILES
+    resource.prlimit(caddy_pid(out.tree), resource.RLIMIT_NOFILE, (150, 150))
+    silent = [socket.create_connection(("127.0.0.1", out.port)) for _ in range(400)]
+    try:
+        wait_until(lambda: out.status("GET", "/health") == 200, 60, what="the end of the silent ones")
+        assert [part.choices[0].delta.content for part in out.stream(2)] == [" ok"] * 2
+    finally:
+        for connection in silent:
+            connection.close()
 
 
 def test_the_door_outlives_its_worker_and_shows_itself_and_no_error_is_a_502(outside):
