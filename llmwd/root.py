@@ -23,7 +23,7 @@ from llmwd.adapters.line import Line, line_pair
 from llmwd.adapters.rundir import Lock, missing_files, retain_fact
 from llmwd.config import Settings
 from llmwd.core import lifecycle, restart
-from llmwd.core.lifecycle import ALIVE, Effect, Event, Life
+from llmwd.core.lifecycle import Effect, Event, Life
 from llmwd.messages import Beat, Envelope, Ready, Reload, RootFact, Stop, WorkerState
 from llmwd.spec import ChildSpec
 from llmwd.vocab import Phase

@@ -1,22 +1,38 @@
-"""What `llmwd-ctl status` shows, from the workers' latest facts. One file: the types and rows are one contract.
+"""The node's status, made from the workers' latest facts. Pure.
 
-The object is a contract: scripts and dashboards read it, so fields are only ever added. Times in it are
-ISO 8601 in UTC. A fact that has not been renewed for STALE_AFTER_S is not believed where believing it
-could hurt somebody: a silent resolver's GPUs are shown as unknown, an expired lease as none.
+A fact that has not been renewed for STALE_AFTER_S is not believed where believing it could hurt somebody: a silent
+resolver's GPUs are shown as unknown, an expired lease as none.
 """
 
-import textwrap
 from datetime import UTC, datetime
 
 import msgspec
 
+from llmwd.core.shown import (
+    ShownDoor,
+    ShownExpected,
+    ShownGpu,
+    ShownHold,
+    ShownJob,
+    ShownLease,
+    ShownMap,
+    ShownModel,
+    ShownNeighbour,
+    ShownNotices,
+    ShownRelease,
+    ShownRoot,
+    ShownServer,
+    ShownTunnel,
+    ShownWorker,
+    Status,
+)
+from llmwd.core.wording import spell_gpus
 from llmwd.messages import (
     DoorFact,
     Envelope,
     Gpu,
     GpusFact,
     JobsFact,
-    MemoryPressure,
     NoticesFact,
     RootFact,
     ServerFact,
@@ -27,7 +43,6 @@ from llmwd.messages import (
 from llmwd.vocab import Holder, NodePhase, Phase, Reason, Worker
 
 STALE_AFTER_S = 15.0
-WHY_COLUMNS = 67  # of 80: the rest is the margin and the label
 
 
 class Facts(msgspec.Struct, frozen=True, kw_only=True):
@@ -49,169 +64,6 @@ def gather(envelopes: list[Envelope | None]) -> Facts:
         TunnelFact: "tunnel", NoticesFact: "notices",
     }  # fmt: skip
     return Facts(**{names[type(envelope.fact)]: envelope.fact for envelope in envelopes if envelope is not None})
-
-
-class ShownModel(msgspec.Struct, frozen=True):
-    profile: str | None = None
-    name: str | None = None
-    served_as: str | None = None
-
-
-class ShownLease(msgspec.Struct, frozen=True):
-    epoch: int
-    gpus: tuple[int, ...]
-
-
-class ShownGpu(msgspec.Struct, frozen=True):
-    index: int
-    minor: int | None
-    uuid: str
-    holder: Holder
-    job: str | None
-    why: str = ""
-
-
-class ShownJob(msgspec.Struct, frozen=True):
-    """gpus None: not known, counts as all."""
-
-    id: str
-    gpus: tuple[int, ...] | None
-
-
-class ShownServer(msgspec.Struct, frozen=True):
-    """No argv here: it may hold an API key."""
-
-    pid: int | None = None
-    phase: Phase = Phase.stopped
-    url: str | None = None
-    ready_since: str | None = None
-    bin: str | None = None
-    deaths: int = 0
-
-
-class ShownNeighbour(msgspec.Struct, frozen=True):
-    """How the server stands back behind others, by the kernel's word. cpus: such as "0-15,32-47"."""
-
-    nice: int
-    oom_score_adj: int
-    io_priority: int | None
-    cpus: str
-    detail: str = ""
-
-
-class ShownExpected(msgspec.Struct, frozen=True):
-    """The next reservation or planned job that can need our GPUs. gpus None: the whole node, or not known."""
-
-    who: str
-    start: str | None
-    gpus: int | None
-
-
-class ShownDoor(msgspec.Struct, frozen=True):
-    """reachable: requests reach the model; else code says why not. port: on 127.0.0.1."""
-
-    phase: Phase = Phase.stopped
-    detail: str = ""
-    since: str | None = None
-    socket: str | None = None
-    port: int | None = None
-    keys: int = 0
-    reachable: bool = False
-    code: str = ""
-
-
-class ShownTunnel(msgspec.Struct, frozen=True):
-    phase: Phase = Phase.stopped
-    detail: str = ""
-    hostname: str | None = None
-    mode: str = ""
-    since: str | None = None
-    connections: int = 0
-    locations: tuple[str, ...] = ()
-
-
-class ShownNotices(msgspec.Struct, frozen=True):
-    """waiting: in the outbox; kept: why that is not on disk; deadman: when the server tells that we are dead, unless renewed."""
-
-    phase: Phase = Phase.stopped
-    detail: str = ""
-    waiting: int = 0
-    sent: int = 0
-    failed: int = 0
-    lost: int = 0
-    last_sent: str | None = None
-    kept: str = ""
-    deadman: str | None = None
-    deadman_detail: str = ""
-
-
-class ShownHold(msgspec.Struct, frozen=True):
-    since: str | None
-    until: str | None
-    by: str
-    reason: Reason = Reason.held
-    detail: str = ""
-
-
-class ShownMap(msgspec.Struct, frozen=True):
-    """Whether each of Slurm's GPU indices is known to be one GPU."""
-
-    certain: bool = True
-    why: str = ""
-
-
-class ShownRelease(msgspec.Struct, frozen=True):
-    """The last time GPUs were given back. proved: the driver shows nothing of us; left: what it shows, or why it cannot."""
-
-    epoch: int
-    gpus: tuple[int, ...]
-    reason: Reason
-    proved: bool
-    took_s: float | None
-    left: str
-
-
-class ShownWorker(msgspec.Struct, frozen=True):
-    name: str
-    pid: int | None
-    phase: Phase
-    restarts: int
-    since: str | None = None
-    detail: str = ""
-
-
-class ShownRoot(msgspec.Struct, frozen=True):
-    pid: int | None = None
-    started: str | None = None
-    version: str | None = None
-
-
-class Status(msgspec.Struct, frozen=True, kw_only=True):
-    """The object of `llmwd-ctl status --json`. `stale`: workers that have been silent for too long."""
-
-    node: str
-    phase: NodePhase
-    reason: Reason
-    detail: str = ""
-    since: str | None = None
-    model: ShownModel = ShownModel()
-    lease: ShownLease | None = None
-    gpus: tuple[ShownGpu, ...] = ()
-    jobs: tuple[ShownJob, ...] = ()
-    server: ShownServer = ShownServer()
-    neighbour: ShownNeighbour | None = None
-    memory: MemoryPressure | None = None
-    next: ShownExpected | None = None
-    door: ShownDoor = ShownDoor()
-    tunnel: ShownTunnel = ShownTunnel()
-    notices: ShownNotices = ShownNotices()
-    hold: ShownHold | None = None
-    gpu_map: ShownMap = ShownMap()
-    release: ShownRelease | None = None
-    sources: tuple[SourceState, ...] = ()
-    workers: tuple[ShownWorker, ...] = ()
-    stale: tuple[str, ...] = ()
-    root: ShownRoot = ShownRoot()
 
 
 def iso(at: float | None) -> str | None:
@@ -389,158 +241,3 @@ def _sources(facts: Facts) -> tuple[SourceState, ...]:
             if known is None or known.works:
                 merged[source.name] = source
     return tuple(merged.values())
-
-
-# --- words for people ---------------------------------------------------------------------------------
-
-
-def spell_duration(seconds: float) -> str:
-    """The two biggest units: 4 s, 3m 12s, 2h 5m, 3d 4h."""
-    left = max(0, int(seconds))
-    if left < 60:
-        return f"{left} s"
-    parts = []
-    for name, size in (("d", 86400), ("h", 3600), ("m", 60), ("s", 1)):
-        count, left = divmod(left, size)
-        if count or parts:
-            parts.append((count, name))
-    return " ".join(f"{count}{name}" for count, name in parts[:2] if count)
-
-
-def spell_gpus(gpus: tuple[int, ...] | None) -> str:
-    """GPU indices as Slurm writes them: (0, 1, 2, 5) is 0-2,5."""
-    if gpus is None:
-        return "unknown"
-    runs: list[list[int]] = []
-    for index in sorted(gpus):
-        if runs and index == runs[-1][1] + 1:
-            runs[-1][1] = index
-        else:
-            runs.append([index, index])
-    return ",".join(str(first) if first == last else f"{first}-{last}" for first, last in runs) or "none"
-
-
-def name_gpus(gpus: tuple[int, ...]) -> str:
-    """`no GPU`, `GPU 3` or `GPUs 0-2,5`."""
-    return f"GPU{'s' if len(gpus) > 1 else ''} {spell_gpus(gpus)}" if gpus else "no GPU"
-
-
-def age_s(since: str | None, now_at: float) -> float | None:
-    """Seconds from an ISO time of the status to the wall time `now_at`."""
-    return None if since is None else now_at - datetime.fromisoformat(since).timestamp()
-
-
-def briefed(status: Status) -> Status:
-    """For a screen: each source's reason in one line, cut at a word. Programs and the logs get the whole of it."""
-    return msgspec.structs.replace(status, sources=tuple(_briefed(source) for source in status.sources))
-
-
-def _briefed(source: SourceState) -> SourceState:
-    width = WHY_COLUMNS - len(f"{source.name}: ")
-    return msgspec.structs.replace(source, why=textwrap.shorten(source.why, width, placeholder=" …"))
-
-
-def summary_rows(status: Status, now_at: float) -> list[tuple[str, str]]:
-    """(label, text) of everything that fits on a line; rows with nothing to say are left out."""
-    server, hold, tunnel = status.server, status.hold, status.tunnel
-    rows = []
-    if hold is not None:
-        until = f"until {hold.until}" if hold.until else "until `llmwd-ctl resume`"
-        told = hold.detail or (f"asked for by {hold.by}" if hold.by else "")
-        rows.append(("held", f"{until}, {told}" if told else until))
-    if status.model.profile:
-        name = status.model.name if status.model.name != status.model.profile else None
-        rows.append(("model", " · ".join(part for part in (status.model.profile, name) if part)))
-    if status.lease is not None:
-        rows.append(("lease", f"{name_gpus(status.lease.gpus)} · epoch {status.lease.epoch}"))
-    if status.release is not None and not status.release.proved and status.release.left:
-        rows.append(("release", f"of {name_gpus(status.release.gpus)} is not complete: {status.release.left}"))
-    if not status.gpu_map.certain and status.gpus:
-        rows.append(("GPU map", status.gpu_map.why))
-    if server.pid is not None:
-        ready = age_s(server.ready_since, now_at)
-        told = f"ready for {spell_duration(ready)}" if ready is not None else str(server.phase)
-        url = server.url if server.phase == Phase.ready else None
-        rows.append(("server", " · ".join(part for part in (url, f"pid {server.pid}", told) if part)))
-    if status.neighbour is not None:
-        rows.append(("neighbour", _spell_neighbour(status.neighbour)))
-    if status.memory is not None:
-        rows.append(("memory", _spell_memory(status.memory)))
-    if status.next is not None:
-        rows.append(("next", _spell_next(status.next, now_at)))
-    if status.jobs:
-        rows.append(("jobs", "; ".join(_spell_job(job) for job in status.jobs)))
-    elif status.gpus:
-        rows.append(("jobs", "none"))
-    if status.door.phase != Phase.stopped:
-        rows.append(("door", _spell_door(status.door)))
-    elif status.workers:
-        rows.append(("door", status.door.detail or "off"))
-    if tunnel.phase != Phase.stopped:
-        place = f"https://{tunnel.hostname}" if tunnel.hostname else None
-        rows.append(("tunnel", " · ".join(part for part in (_spell_tunnel(tunnel, now_at), place, tunnel.detail) if part)))
-    elif status.workers:
-        rows.append(("tunnel", tunnel.detail or "off"))
-    if status.notices.phase != Phase.stopped:
-        rows.append(("notices", _spell_notices(status.notices, now_at)))
-    return rows
-
-
-def _spell_notices(found: ShownNotices, now_at: float) -> str:
-    """`none waits · last sent 3m ago · dead man's notice in 28m`, `ALARM: … · 3 wait`."""
-    parts = [f"ALARM: {found.detail}" if found.phase == Phase.failed else "", f"{found.waiting or 'none'} wait{'' if found.waiting > 1 else 's'}"]
-    age, fires = age_s(found.last_sent, now_at), age_s(found.deadman, now_at)
-    parts.append(f"last sent {spell_duration(age)} ago" if age is not None else "")
-    parts.append(f"{found.lost} never told" if found.lost else "")
-    parts.append(found.detail if found.phase != Phase.failed else "")
-    parts.append(f"in memory only ({found.kept})" if found.kept else "")
-    parts.append(f"dead man's notice in {spell_duration(-fires)}" if fires is not None else "")
-    parts.append(f"dead man's notice: {found.deadman_detail}" if found.deadman_detail else "")
-    return " · ".join(part for part in parts if part)
-
-
-def _spell_door(door: ShownDoor) -> str:
-    """`open · 2 keys · 127.0.0.1:8080`, `says yielded_to_job · …`, `failed · why`."""
-    if door.phase != Phase.ready:
-        return " · ".join(part for part in (str(door.phase), door.detail) if part)
-    keys = f"{door.keys} key{'s' if door.keys != 1 else ''}" if door.keys else "no key: llmwd-ctl key add NAME"
-    place = f"127.0.0.1:{door.port}" if door.port else ""
-    return " · ".join(part for part in ("open" if door.reachable else f"says {door.code}", keys, place, door.detail) if part)
-
-
-def _spell_tunnel(tunnel: ShownTunnel, now_at: float) -> str:
-    """`ready for 3m (named, 4 connections: ams01, fra03)`."""
-    age = age_s(tunnel.since, now_at)
-    count = f"{tunnel.connections} connection{'s' if tunnel.connections != 1 else ''}" if tunnel.connections else ""
-    places = f"{count}: {', '.join(tunnel.locations)}" if tunnel.locations else count
-    more = ", ".join(part for part in (tunnel.mode, places) if part)
-    told = f"{tunnel.phase} for {spell_duration(age)}" if age is not None else str(tunnel.phase)
-    return f"{told} ({more})" if more else told
-
-
-def _spell_neighbour(found: ShownNeighbour) -> str:
-    level = "as inherited" if found.io_priority is None else f"best-effort {found.io_priority}"
-    cpus = f"CPUs {found.cpus}" + (f" ({found.detail})" if found.detail else "")
-    return " · ".join((f"nice {found.nice}", f"oom_score_adj {found.oom_score_adj}", f"I/O {level}", cpus))
-
-
-def _spell_memory(memory: MemoryPressure) -> str:
-    if memory.some_percent is None:
-        return f"pressure not watched: {memory.why}"
-    limit = f"yields at {memory.limit_percent:g} % beside others" if memory.limit_percent else "not watched (MEMORY_PRESSURE=0)"
-    return f"pressure {memory.some_percent:g} % · {limit}" + (" · short" if memory.short else "")
-
-
-def _spell_next(coming: ShownExpected, now_at: float) -> str:
-    needs = "the whole node" if coming.gpus is None else f"{coming.gpus} GPU{'' if coming.gpus == 1 else 's'}"
-    age = age_s(coming.start, now_at)
-    if age is None:
-        return f"{coming.who} at a time that was not understood ({needs})"
-    when = f"in {spell_duration(-age)}" if age < 0 else "begun"
-    return f"{coming.who} at {coming.start}, {when} ({needs})"
-
-
-def _spell_job(job: ShownJob) -> str:
-    if job.gpus is None:
-        return f"{job.id} on GPUs nobody could tell"
-    return f"{job.id} on {name_gpus(job.gpus)}" if job.gpus else f"{job.id} without GPUs"

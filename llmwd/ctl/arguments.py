@@ -5,7 +5,7 @@ import re
 import click
 from click.shell_completion import CompletionItem
 
-from llmwd.core.nodestatus import spell_duration
+from llmwd.core.wording import spell_duration
 from llmwd.ctl.place import find_place, look, served_home
 
 _DURATION = re.compile(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+(?:\.\d+)?)s?)?", re.ASCII)

@@ -12,7 +12,7 @@ import msgspec
 from llmwd.adapters.journal import Journal, JournalTail
 from llmwd.adapters.rundir import Dirs
 from llmwd.core.journaled import Line, read
-from llmwd.core.nodestatus import name_gpus, spell_gpus
+from llmwd.core.wording import name_gpus, spell_gpus
 from llmwd.core.pastyields import PARTS, Release, Yield
 from llmwd.core.telling import spell_s
 from llmwd.ctl.arguments import DURATION, GPUS, Gpus, as_json

@@ -13,7 +13,7 @@ import msgspec
 
 from llmwd import messages as wire
 from llmwd import vocab
-from llmwd.core.nodestatus import name_gpus
+from llmwd.core.wording import name_gpus
 from llmwd.ctl.arguments import as_json
 from llmwd.ctl.program import examples
 

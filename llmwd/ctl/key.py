@@ -11,7 +11,7 @@ import msgspec
 from llmwd.adapters import keyfile
 from llmwd.adapters.rundir import DirError, Dirs, make_private
 from llmwd.core.doorkeys import Key, KeyFileError, added, dump, in_force, is_name, made_of, parse, removed
-from llmwd.core.nodestatus import spell_duration
+from llmwd.core.wording import spell_duration
 from llmwd.ctl.arguments import DURATION, as_json
 from llmwd.ctl.place import Look, find_place, look, served_home
 from llmwd.ctl.program import Refusal, examples
@@ -107,7 +107,6 @@ def list_keys(as_json: bool) -> None:
 @click.argument("name", type=KeyName())
 def revoke(name: str) -> None:
     """Take a key's right away, within a second. Answers under way end as they would."""
-    from llmwd.adapters import doorkeys
 
     dirs = find_place()
     if not dirs.state.is_dir():

@@ -5,7 +5,7 @@ from datetime import datetime
 from xml.etree.ElementTree import Element, tostring
 
 from llmwd.core.history import History
-from llmwd.core.nodestatus import spell_duration, spell_gpus
+from llmwd.core.wording import spell_duration, spell_gpus
 from llmwd.core.pastyields import PARTS
 from llmwd.core.telling import meaning, spell_s, spell_share
 from llmwd.core.timeline import PHASES, UNKNOWN

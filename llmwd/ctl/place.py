@@ -9,7 +9,8 @@ import msgspec
 
 from llmwd.adapters import procs
 from llmwd.adapters.rundir import Dirs, find_dirs, read_fact, running_supervisor, short_host
-from llmwd.core.nodestatus import Facts, Status, gather, status_of
+from llmwd.core.nodestatus import Facts, gather, status_of
+from llmwd.core.shown import Status
 from llmwd.ctl.program import Refusal
 from llmwd.vocab import Exit, Worker
 

@@ -6,7 +6,7 @@ import click
 import msgspec
 
 from llmwd.adapters.desk import ask
-from llmwd.core.nodestatus import name_gpus
+from llmwd.core.wording import name_gpus
 from llmwd.ctl.arguments import DURATION, GPUS, JOB, as_json
 from llmwd.ctl.orders import asker
 from llmwd.ctl.place import find_place, require_running

@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 import msgspec
 
 from llmwd.core.history import Drill, History, Sums
-from llmwd.core.nodestatus import spell_duration
+from llmwd.core.wording import spell_duration
 from llmwd.core.pastyields import Yield
 from llmwd.core.telling import count, summary
 from llmwd.core.timeline import Span

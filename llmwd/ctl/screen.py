@@ -5,7 +5,9 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from llmwd.core.nodestatus import Status, age_s, spell_duration, summary_rows
+from llmwd.core.shown import Status
+from llmwd.core.statusrows import age_s, summary_rows
+from llmwd.core.wording import spell_duration
 from llmwd.vocab import Holder, NodePhase, Phase
 
 GOOD, BUSY, BAD, OURS, THEIRS, QUIET = "green", "yellow", "bold red", "cyan", "magenta", "dim"

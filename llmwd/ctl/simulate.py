@@ -7,7 +7,7 @@ import click
 import msgspec
 
 from llmwd.adapters.rundir import Dirs
-from llmwd.core.nodestatus import name_gpus, spell_duration, spell_gpus
+from llmwd.core.wording import name_gpus, spell_duration, spell_gpus
 from llmwd.ctl.arguments import DURATION, GPUS, JOB, as_json
 from llmwd.ctl.place import Look, find_place, look, not_running, served_home
 from llmwd.ctl.program import Refusal, examples

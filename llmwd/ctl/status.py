@@ -5,7 +5,7 @@ import time
 import click
 import msgspec
 
-from llmwd.core.nodestatus import briefed
+from llmwd.core.statusrows import briefed
 from llmwd.ctl.arguments import as_json
 from llmwd.ctl.place import find_place, look, not_running
 from llmwd.ctl.program import examples

@@ -10,7 +10,8 @@ import msgspec
 
 from llmwd.adapters import procs
 from llmwd.adapters.rundir import Dirs, read_fact
-from llmwd.core.nodestatus import Status, name_gpus, spell_duration, spell_gpus
+from llmwd.core.shown import Status
+from llmwd.core.wording import name_gpus, spell_duration, spell_gpus
 from llmwd.ctl.arguments import DURATION
 from llmwd.ctl.key import key_of
 from llmwd.ctl.place import LOOK_EVERY_S, Look, Running, find_place, watch

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import msgspec
 
 from llmwd.core.announced import Announced
-from llmwd.core.nodestatus import name_gpus
+from llmwd.core.wording import name_gpus
 from llmwd.messages import Done, GpusFact, Refused, ReleaseOrder, Reply, SourceState
 from llmwd.vocab import Source
 from llmwd.workers.base import Shell

@@ -30,7 +30,6 @@ from llmwd.messages import (
     ResumeOrder,
     Revocation,
     ServerFact,
-    SourceState,
     YieldOrder,
 )
 from llmwd.vocab import Holder, Reason, Source, Worker

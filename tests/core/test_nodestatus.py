@@ -5,8 +5,9 @@ import json
 import msgspec
 import pytest
 
-from llmwd.core import nodestatus
-from llmwd.core.nodestatus import Facts, status_of, summary_rows
+from llmwd.core import statusrows, wording
+from llmwd.core.nodestatus import Facts, status_of
+from llmwd.core.statusrows import summary_rows
 from llmwd.messages import (
     NoticesFact,
     Courtesy,
@@ -181,18 +182,18 @@ def test_the_resolvers_detail_explains_a_reason_that_the_manager_only_names():
     [(-3, "0 s"), (59.9, "59 s"), (60, "1m"), (192, "3m 12s"), (3600, "1h"), (7500, "2h 5m"), (90061, "1d 1h")],
 )
 def test_durations_are_spelled_with_their_two_biggest_units(seconds, text):
-    assert nodestatus.spell_duration(seconds) == text
+    assert wording.spell_duration(seconds) == text
 
 
 @pytest.mark.parametrize(
     ("indices", "text"), [((), "none"), (None, "unknown"), ((5, 0, 2, 1), "0-2,5"), ((3,), "3"), ((0, 1), "0-1")]
 )
 def test_gpus_are_spelled_as_slurm_does(indices, text):
-    assert nodestatus.spell_gpus(indices) == text
+    assert wording.spell_gpus(indices) == text
 
 
 def test_the_rows_say_what_is_served_where_and_who_is_here():
-    rows = dict(nodestatus.summary_rows(shown(), now_at=252.0))
+    rows = dict(statusrows.summary_rows(shown(), now_at=252.0))
     assert rows["model"] == "glm · org/GLM"
     assert rows["lease"] == "GPUs 2-3 · epoch 3"
     assert rows["server"] == "http://127.0.0.1:8000 · pid 500 · ready for 3m 12s"
@@ -201,9 +202,9 @@ def test_the_rows_say_what_is_served_where_and_who_is_here():
 
 def test_the_rows_say_how_long_a_hold_lasts_and_whose_it_is():
     forever = shown(gpus=gpus(hold=Hold(since_at=0.0, by="ada")))
-    assert dict(nodestatus.summary_rows(forever, 0.0))["held"] == "until `llmwd-ctl resume`, asked for by ada"
+    assert dict(statusrows.summary_rows(forever, 0.0))["held"] == "until `llmwd-ctl resume`, asked for by ada"
     limited = shown(gpus=gpus(hold=Hold(since_at=0.0, until_at=60.0)))
-    assert dict(nodestatus.summary_rows(limited, 0.0))["held"] == "until 1970-01-01T00:01:00Z"
+    assert dict(statusrows.summary_rows(limited, 0.0))["held"] == "until 1970-01-01T00:01:00Z"
 
 
 def test_a_source_that_is_not_here_says_why_in_one_line_of_80_columns_cut_at_a_word():
@@ -215,7 +216,7 @@ def test_a_source_that_is_not_here_says_why_in_one_line_of_80_columns_cut_at_a_w
         SourceState(name="sim", works=True),
     )
     whole = shown(gpus=gpus(sources=sources))
-    told = {source.name: source for source in nodestatus.briefed(whole).sources}
+    told = {source.name: source for source in statusrows.briefed(whole).sources}
     assert told["gresused"].why == "sinfo: error: resolve_ctls_from_dns_srv: res_nsearch …"
     assert (told["nvml"].why, told["cgroup1"].why, told["sim"].works) == ("no driver", "no folder slurm in …", True)
     assert {source.why for source in whole.sources} >= {long}
@@ -224,10 +225,10 @@ def test_a_source_that_is_not_here_says_why_in_one_line_of_80_columns_cut_at_a_w
 def test_how_the_server_stands_back_is_a_row_of_its_own_and_none_without_a_server() -> None:
     found = Courtesy(nice=10, oom_score_adj=800, io_priority=7, cpus=(0, 1, 2, 8))
     facts = Facts(root=root(), server=server(courtesy=found, courtesy_detail="NUMA node 0"), gpus=gpus())
-    rows = dict(nodestatus.summary_rows(status_of("m001", ROOT, facts, NOW_S), 60.0))
+    rows = dict(statusrows.summary_rows(status_of("m001", ROOT, facts, NOW_S), 60.0))
     assert rows["neighbour"] == "nice 10 · oom_score_adj 800 · I/O best-effort 7 · CPUs 0-2,8 (NUMA node 0)"
     bare = status_of("m001", ROOT, Facts(root=root(), server=server(), gpus=gpus()), NOW_S)
-    assert bare.neighbour is None and "neighbour" not in dict(nodestatus.summary_rows(bare, 60.0))
+    assert bare.neighbour is None and "neighbour" not in dict(statusrows.summary_rows(bare, 60.0))
 
 
 @pytest.mark.parametrize(
@@ -242,7 +243,7 @@ def test_how_the_server_stands_back_is_a_row_of_its_own_and_none_without_a_serve
 def test_memory_pressure_is_a_row_with_its_limit_or_with_why_it_is_not_known(some, limit, short, why, row) -> None:
     memory = MemoryPressure(some_percent=some, full_percent=some, limit_percent=limit, short=short, why=why)
     facts = Facts(root=root(), server=server(), gpus=gpus(memory=memory))
-    assert dict(nodestatus.summary_rows(status_of("m001", ROOT, facts, NOW_S), 60.0))["memory"] == row
+    assert dict(statusrows.summary_rows(status_of("m001", ROOT, facts, NOW_S), 60.0))["memory"] == row
     silent = Facts(root=root(), server=server(), gpus=gpus(memory=memory, at_s=NOW_S - 60))
     assert status_of("m001", ROOT, silent, NOW_S).memory is None
 
@@ -258,7 +259,7 @@ def test_memory_pressure_is_a_row_with_its_limit_or_with_why_it_is_not_known(som
 def test_what_is_expected_next_is_a_row_and_a_field(start_at: float | None, wanted: int | None, row: str) -> None:
     expected = Expected(who="reservation maint", start_at=start_at, start_s=None, over_s=None, gpus=wanted)
     status = status_of("m001", ROOT, Facts(root=root(), server=server(), gpus=gpus(expected=expected)), NOW_S)
-    assert dict(nodestatus.summary_rows(status, 60.0))["next"] == row
+    assert dict(statusrows.summary_rows(status, 60.0))["next"] == row
     shown = json.loads(msgspec.json.encode(status))["next"]
     assert (shown["who"], shown["gpus"]) == ("reservation maint", wanted) and (shown["start"] is None) is (start_at is None)
     silent = Facts(root=root(), server=server(), gpus=gpus(expected=expected, at_s=NOW_S - 60))

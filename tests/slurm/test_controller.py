@@ -6,7 +6,6 @@ scontrol, sinfo and squeue on llmwd's PATH are stand-ins that do what a file say
 import os
 import re
 import shutil
-import signal
 import stat
 import time
 from collections.abc import Callable, Iterator

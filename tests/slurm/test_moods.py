@@ -18,7 +18,7 @@ import pytest
 
 from tests.slurm.ledger import Ledger, yields_started_twice
 from tests.slurm.neighbours import TwoNodes
-from tests.slurm.test_yield import jobs_of, release_of, supervised_beside, wait_for_job
+from tests.slurm.test_yield import jobs_of, supervised_beside, wait_for_job
 from tests.slurm.testbed import SlurmNode, missing
 from tests.slurm.testbed import _kill_if_in as kill_if_in
 from tests.slurm.testbed import _pids_in as pids_in

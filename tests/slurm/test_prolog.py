@@ -27,7 +27,6 @@ from tests.slurm.test_prolog_hook import HOOK, OWNER, STRANGER
 from tests.slurm.test_yield import SETTINGS, SOURCES
 from tests.slurm.testbed import SlurmNode
 from tests.tree.supervised import CHECKOUT, Supervised
-from tests.waiting import wait_until
 
 JOBS = 20
 TICK_S = 1 / os.sysconf("SC_CLK_TCK")

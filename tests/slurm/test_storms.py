@@ -4,7 +4,6 @@ Every time: no conflict is missed, no yield is started twice, the controller is 
 counted by programs of our own in front of Slurm's.
 """
 
-import os
 import re
 import shutil
 import signal
