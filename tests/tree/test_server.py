@@ -64,7 +64,7 @@ def test_one_that_dies_by_itself_is_started_again_after_a_backoff_without_losing
 
 
 def test_one_that_says_healthy_and_answers_nothing_is_never_called_serving(supervised: Start) -> None:
-    tree = supervised({"FAKE_LIE_ABOUT_HEALTH": 1}, START_TIMEOUT=2, BACKOFF_MIN=60, BACKOFF_MAX=60)
+    tree = supervised({"FAKE_LIE_ABOUT_HEALTH": 1}, START_TIMEOUT=6, BACKOFF_MIN=60, BACKOFF_MAX=60)
     tree.phase("loading")
 
     def healthy() -> bool:
