@@ -149,11 +149,15 @@ def started(folder: Path, server: str) -> Supervised:
     return tree
 
 
-def ways_to(tree: Supervised) -> list[Way]:
+def key_for(tree: Supervised) -> str:
+    """Made before the door opens: a change of the keys closes connections that are idle."""
     made = tree.ctl("key", "add", "bench")
     if made.returncode:
         raise SystemExit(made.stderr)
-    key = f"Bearer {made.stdout.strip()}"
+    return f"Bearer {made.stdout.strip()}"
+
+
+def ways_to(tree: Supervised, key: str) -> list[Way]:
     wait_until(lambda: tree.status()["door"]["reachable"], what="the front door")
     wait_until(lambda: lets_in(int(tree.settings["DOOR_PORT"]), key), what="a key that opens the door")
     return [
@@ -209,10 +213,11 @@ def main() -> int:
     kinds = {paced: TOKEN_EVERY_S, flood: 0.0} if asked.server == "fast" else {f"{STREAMS} streams": 0.0}
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:
         tree = started(Path(folder), asked.server)
+        key = key_for(tree)
         tree.start()
         try:
             tree.serving(within_s=300)
-            ways = ways_to(tree)
+            ways = ways_to(tree, key)
             found = {"first token": asyncio.run(asyncio.wait_for(first_tokens(ways, plan.requests), REQUEST_WITHIN_S))}
             for what, every_s in kinds.items():
                 found[what] = asyncio.run(asyncio.wait_for(rates(ways, plan, every_s), REQUEST_WITHIN_S))
