@@ -1,6 +1,8 @@
 """What is understood of Slurm's output: a corpus of collected forms, and the forms made by hand beside it."""
 
 import json
+import time
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -395,11 +397,22 @@ def test_a_name_of_a_run_is_told_from_a_job_id() -> None:
     assert not any(map(gres.is_sluid, ("7", "5_1", "sEKNKTV3WPV50", "sEKNKTV3WPV50I", "xEKNKTV3WPV500", None)))
 
 
+@pytest.fixture
+def in_auckland() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TZ", "Pacific/Auckland")
+        time.tzset()
+        yield
+    time.tzset()
+
+
 @pytest.mark.parametrize("ends, expected", [
     ("2026-11-24T12:00:00", datetime(2026, 11, 24, 12, tzinfo=UTC).timestamp()), ("Unknown", None), ("2026-13-24T12:00:00", None), ("9999-12-31T23:59:59", ...),
 ])  # fmt: skip
-def test_the_end_of_a_jobs_time_limit_is_told_and_changes_nothing_else(ends: str, expected: float | None) -> None:
-    """As scontrol prints it: a line of its own, in UTC, because it is told so."""
+def test_the_end_of_a_jobs_time_limit_is_told_and_changes_nothing_else(
+    ends: str, expected: float | None, in_auckland: None
+) -> None:
+    """As scontrol prints it: a line of its own, in UTC, because it is told so: whatever the node's own zone is."""
     line = f"   StartTime=2026-11-24T11:00:00 EndTime={ends} Deadline=N/A\n   NodeList="
     claim = gres.read("job", a_job().replace("   NodeList=", line), "n1", "7")
     assert claim.gpus == {0, 1}

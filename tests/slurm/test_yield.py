@@ -69,9 +69,11 @@ def test_only_a_job_on_our_gpus_makes_us_yield_and_we_resume_when_it_is_gone(bes
     assert status["phase"] == "serving" and status["server"]["pid"] == before["server"]["pid"]
     assert [gpu["holder"] for gpu in status["gpus"]] == ["slurm"] * 2 + ["free"] * 4 + ["llmwd"] * 2
 
-    overlap = node.sbatch("exec sleep 600", "--gres=gpu:6")
+    overlap = node.sbatch("exec sleep 600", "--gres=gpu:6", "--time=20")
     status = tree.phase("waiting")
     assert status["reason"] == "yielded_to_job" and status["lease"] is None
+    ends_at = wait_until(lambda: {claim.id: claim.ends_at for claim in tree.look().facts.gpus.claims}.get(str(overlap)))
+    assert abs(ends_at - time.time() - 20 * 60) < 120
     release = release_of(tree, overlap)
     steps = [release[name] for name in ("seen_s", "resolved_s", "revoked_s", "signalled_s", "gone_s") if release[name]]
     assert steps == sorted(steps) and len(steps) >= 3 and steps[-1] - steps[0] < 5

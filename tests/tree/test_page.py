@@ -47,3 +47,10 @@ def test_people_read_what_the_model_does_since_when_and_what_is_expected_in_thei
     wait_until(lambda: tree.status()["door"]["code"] == "yielded_to_job")
     text, complaints = seen(tree, tmp_path / "3")
     assert "needed by a Slurm job" in text and "Expected" not in text and complaints == ""  # a simulated job has no time limit
+
+    tree.write_profile("fake", FAKE_READY_AFTER=600)
+    assert tree.ctl("reload").returncode == 0
+    tree.job_over(1)
+    wait_until(lambda: tree.status()["door"]["code"] == "loading")
+    text, complaints = seen(tree, tmp_path / "4")
+    assert "The model is being loaded." in text and complaints == ""
