@@ -254,7 +254,7 @@ def test_more_connections_than_it_takes_leave_it_serving(outside):
     wait_until(lambda: out.status("GET", "/health") == 200)
     assert resource.prlimit(caddy_pid(out.tree), resource.RLIMIT_NOFILE)[1] <= caddy.MOST_FILES
     resource.prlimit(caddy_pid(out.tree), resource.RLIMIT_NOFILE, (150, 150))
-    silent = [socket.create_connection(("127.0.0.1", out.port)) for _ in range(400)]
+    silent = [socket.create_connection(("127.0.0.1", out.port)) for _ in range(220)]
     try:
         wait_until(lambda: out.status("GET", "/health") == 200, 60, what="the end of the silent ones")
         assert [part.choices[0].delta.content for part in out.stream(2)] == [" ok"] * 2
