@@ -136,7 +136,7 @@ def _seconds(seconds: float) -> int:
 def _log(logger: str | None) -> dict:
     """One line of JSON for each request, to standard error, which the holder writes to a log that it rotates."""
     if logger is None:
-        return {"writer": {"output": "stderr"}, "level": "WARN", "encoder": {"format": "json"}, "exclude": ["http.log.access"]}
+        return {"writer": {"output": "stderr"}, "level": "WARN", "encoder": {"format": "json"}, "exclude": ["http.log.access", "admin"]}
     dropped = ("request>headers", "request>tls", "resp_headers", "logger", "level", "msg")
     fields: dict = {name: {"filter": "delete"} for name in dropped}
     fields["request>uri"] = {"filter": "regexp", "regexp": r"\?.*", "value": ""}  # people put keys there
