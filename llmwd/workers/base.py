@@ -79,7 +79,7 @@ class Shell:
         self._answers: dict[type, Callable[[Order, Callable[[Reply], None]], None]] = {}
         self._on_stop: Callable[[float], None] = lambda within_s: self.finish()
         self._on_reload: Callable[[Boot, Loaded], None] = lambda boot, loaded: None
-        self._stopping = False
+        self._stopping = self._orphan = False
         self._finished = False
         self._context = zmq.Context()
         self._publisher = Publisher(self._context, boot.runtime, boot.name)
@@ -189,6 +189,10 @@ class Shell:
 
     def _beat(self) -> None:
         self._line.send(Beat())
+        if not self._orphan:
+            # By the kernel: a root that is dead, or hangs as well, ends no worker that hangs. (Seen: Thread.start() waits
+            # for ever for a thread that had no memory to begin.)
+            signal.setitimer(signal.ITIMER_REAL, self.boot.settings.lease_ttl_s)
         self.at("beat", time.monotonic() + beat_every_s(self.boot.settings), self._beat)
 
     def _on_line(self) -> None:
@@ -201,7 +205,9 @@ class Shell:
         if self._line.closed:
             self.unwatch(self._line)
             self.log.error("the root is gone: ending")
-            self._stop(ORPHAN_WITHIN_S)
+            self._orphan, within_s = True, min(ORPHAN_WITHIN_S, 0.8 * self.boot.settings.lease_ttl_s)
+            signal.setitimer(signal.ITIMER_REAL, within_s + 0.1 * self.boot.settings.lease_ttl_s)
+            self._stop(within_s)
 
     def _stop(self, within_s: float) -> None:
         if not self._stopping:
@@ -241,6 +247,7 @@ def run_worker(boot: Boot, line: Line, main: Callable[[Shell], None]) -> None:
     procs.set_pdeathsig(signal.SIGCONT)
     # Orders come by the line, and a terminal's signals are for the root. A handler that does nothing, not SIG_IGN:
     # ignored signals would stay ignored in scontrol, cloudflared and vLLM, handlers end at exec.
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
         signal.signal(number, lambda number, frame: None)
     logging.raiseExceptions = False

@@ -96,6 +96,21 @@ def test_workers_without_files_or_memory_left_yield_all_the_same(supervised: Sta
     tree.all_ready()
 
 
+def test_workers_that_hang_for_want_of_memory_do_not_outlive_their_root(supervised: Start) -> None:
+    """Python's Thread.start() waits for ever for a thread that had no memory to begin; nobody is left to end such a worker."""
+    with NtfyServer() as ntfy:
+        tree = supervised(LEASE_TTL=4, NTFY_TOPIC="t", NTFY_SERVER=ntfy.url)
+        tree.all_ready()
+        pids = {name: pid for name, pid in tree.pids().items() if name in WORKERS}
+        for pid in pids.values():
+            used = int(Path(f"/proc/{pid}/statm").read_text().split()[0]) * resource.getpagesize()
+            resource.prlimit(pid, resource.RLIMIT_AS, (used, resource.RLIM_INFINITY))
+        tree.job(1, "0-7")
+        gone(tree, bound_s(tree))
+        tree.signal("root", signal.SIGKILL)
+        wait_until(lambda: not tree.left(), bound_s(tree), what=f"the end of {tree.left()}")
+
+
 def test_a_manager_in_quarantine_frees_the_gpus_and_people_are_told(supervised: Start) -> None:
     with NtfyServer() as ntfy:
         tree = supervised({"FAKE_ENGINE": 1}, LEASE_TTL=3, RESTART_INTENSITY=1, NTFY_TOPIC="t", NTFY_SERVER=ntfy.url)
