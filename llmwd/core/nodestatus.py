@@ -66,6 +66,11 @@ def gather(envelopes: list[Envelope | None]) -> Facts:
     return Facts(**{names[type(envelope.fact)]: envelope.fact for envelope in envelopes if envelope is not None})
 
 
+def torn(facts: Facts) -> bool:
+    """The vLLM manager answers a fact of the resolver that is newer than the one here."""
+    return facts.gpus is not None and facts.server is not None and facts.server.heard_s > facts.gpus.at_s
+
+
 def iso(at: float | None) -> str | None:
     """Seconds since the epoch as 2026-01-31T12:00:00Z."""
     return None if at is None else datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
@@ -149,6 +154,8 @@ def _node_phase(
     lost = gpus.revocation if gpus is not None and gpus.lease is None else None
     if lost is not None and lost.epoch == server.lease_epoch and server.node_phase in (NodePhase.serving, NodePhase.loading):
         return NodePhase.yielding, lost.reason, lost.detail, None  # the manager's own fact is on its way
+    if server.node_phase is NodePhase.held and gpus is not None and gpus.hold is None and gpus.at_s > server.heard_s:
+        return NodePhase.waiting, gpus.blocked or Reason.starting, gpus.detail, None  # the same after a resume
     detail = server.detail
     if not detail and gpus is not None and gpus.blocked == server.reason:
         detail = gpus.detail

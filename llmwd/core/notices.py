@@ -130,7 +130,7 @@ def _server(told: Told, seen: Seen) -> Notice | None:
         case NodePhase.waiting:
             return _yielded(told, seen, server)
         case NodePhase.held:
-            return _held(seen)
+            return _held(seen, server)
         case NodePhase.failed:
             text = f"{_sentence(server.reason.meaning)} {server.detail}".strip()
             return Notice(
@@ -211,14 +211,15 @@ def _why(seen: Seen, server: ServerFact) -> str:
     return _sentence(detail or server.reason.meaning)
 
 
-def _held(seen: Seen) -> Notice:
-    hold = seen.gpus.hold if seen.gpus is not None else None
-    if hold is not None and hold.reason is not Reason.held:
-        text = _sentence(hold.detail or hold.reason.meaning) + " llmwd stays away from the GPUs until `llmwd-ctl resume`."
-        what = "Budget broken" if hold.reason is Reason.budget_broken else "Not certain of the GPUs"
+def _held(seen: Seen, server: ServerFact) -> Notice:
+    # The kind is the manager's to say: a notifier that has just begun may not have heard of the hold itself yet.
+    if server.reason is not Reason.held:
+        text = _sentence(server.detail or server.reason.meaning) + " llmwd stays away from the GPUs until `llmwd-ctl resume`."
+        what = "Budget broken" if server.reason is Reason.budget_broken else "Not certain of the GPUs"
         return Notice(
-            About.server, f"held:{hold.reason}", f"{what} on {seen.node}", text, "rotating_light", Event.budget, alarm=True
+            About.server, f"held:{server.reason}", f"{what} on {seen.node}", text, "rotating_light", Event.budget, alarm=True
         )
+    hold = seen.gpus.hold if seen.gpus is not None else None
     by = f" by {hold.by}" if hold is not None and hold.by else ""
     text = "llmwd stays away from the GPUs until `llmwd-ctl resume`"
     text += " or the time is over." if hold is not None and hold.until_at is not None else "."

@@ -9,13 +9,15 @@ import msgspec
 
 from llmwd.adapters import procs
 from llmwd.adapters.rundir import Dirs, find_dirs, read_fact, running_supervisor, short_host
-from llmwd.core.nodestatus import Facts, gather, status_of
+from llmwd.core.nodestatus import Facts, gather, status_of, torn
 from llmwd.core.shown import Status
 from llmwd.ctl.program import Refusal
 from llmwd.vocab import Exit, Worker
 
 SPEAKERS = ("root", *Worker)
 LOOK_EVERY_S = 0.05
+TORN_FOR_S = 0.5  # much longer than between a fact's telling and its keeping; on a full disk it stays torn
+TORN_EVERY_S = 0.002
 
 Running = tuple[int, int]  # pid and start ticks of the root
 
@@ -45,8 +47,18 @@ def find_place() -> Dirs:
 def look(dirs: Dirs, running: Running | None = None) -> Look:
     """Read the retained facts. `running` spares asking the lock, where it is known already."""
     running = running or running_supervisor(dirs.runtime)
-    facts = gather([read_fact(dirs.runtime, name) for name in SPEAKERS]) if running else Facts()
+    facts = _facts(dirs.runtime) if running else Facts()
     return Look(running, facts, status_of(short_host(), running, facts, time.monotonic()))
+
+
+def _facts(runtime: Path) -> Facts:
+    """Facts that fit together: a worker tells the bus before it keeps the file, so an answer can be read before its cause."""
+    end_s = time.monotonic() + TORN_FOR_S
+    while True:
+        facts = gather([read_fact(runtime, name) for name in SPEAKERS])
+        if not torn(facts) or time.monotonic() >= end_s:
+            return facts
+        time.sleep(TORN_EVERY_S)
 
 
 def not_running() -> Refusal:

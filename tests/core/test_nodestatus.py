@@ -6,7 +6,7 @@ import msgspec
 import pytest
 
 from llmwd.core import statusrows, wording
-from llmwd.core.nodestatus import Facts, status_of
+from llmwd.core.nodestatus import Facts, status_of, torn
 from llmwd.core.statusrows import summary_rows
 from llmwd.messages import (
     NoticesFact,
@@ -118,6 +118,19 @@ def test_between_a_revocation_and_the_managers_word_the_node_yields():
     assert (told.phase, told.reason, told.detail) == (NodePhase.yielding, Reason.yielded_to_job, "job 9 has GPUs 2-3")
     assert shown(server=server(lease_epoch=4), gpus=gpus(revocation=gone)).phase == NodePhase.serving
     assert shown(server=server(lease_epoch=3, node_phase=NodePhase.waiting), gpus=gpus(lease=None, revocation=gone)).phase == NodePhase.waiting
+
+
+def test_between_a_resume_and_the_managers_word_the_node_waits():
+    held = server(node_phase=NodePhase.held, reason=Reason.held, heard_s=NOW_S - 1)
+    told = shown(server=held, gpus=gpus(lease=None, blocked=Reason.resume_delay, detail="2 s more"))
+    assert (told.phase, told.reason, told.detail) == (NodePhase.waiting, Reason.resume_delay, "2 s more")
+    assert shown(server=held, gpus=gpus(lease=None, hold=Hold(since_at=0.0))).phase == NodePhase.held
+
+
+def test_facts_are_torn_when_the_manager_answers_a_newer_one_of_the_resolver():
+    assert torn(Facts(server=server(heard_s=NOW_S + 0.1), gpus=gpus()))
+    assert not torn(Facts(server=server(heard_s=NOW_S), gpus=gpus()))
+    assert not torn(Facts(server=server(heard_s=NOW_S))) and not torn(Facts(gpus=gpus()))
 
 
 def test_a_node_whose_vllm_manager_has_said_nothing_yet_is_starting():

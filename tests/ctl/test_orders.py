@@ -207,6 +207,7 @@ def test_switch_wait_exits_1_with_the_reason_when_waiting_cannot_help(stand, pha
     stand.begin()
 
     def obey(order):
+        stand.say(stand.gpus(lease=None, hold=Hold(since_at=0.0, by="ann") if phase is NodePhase.held else None))
         stand.say(stand.server(profile="new", node_phase=phase, reason=reason, detail="so it is", since_at=time.time()))
         return Done(detail="switching")
 

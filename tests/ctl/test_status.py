@@ -3,11 +3,14 @@
 import json
 import os
 import pty
+import threading
+import time
 
 import msgspec
 
 from llmwd.adapters import procs
-from llmwd.messages import SourceState
+from llmwd.ctl.place import look
+from llmwd.messages import Hold, SourceState
 from llmwd.vocab import NodePhase, Reason
 from tests.ctl.stand import CTL
 
@@ -53,6 +56,23 @@ def test_a_supervisor_without_facts_yet_is_starting(stand):
         file.unlink()
     told = json.loads(stand.ctl("status", "--json").stdout)
     assert (told["phase"], told["reason"]) == ("waiting", "starting")
+
+
+def test_an_answer_that_is_read_before_its_cause_is_read_again(stand):
+    stand.begin()
+    cause = stand.gpus(lease=None, hold=Hold(since_at=0.0, by="ann"))
+    stand.say(stand.server(node_phase=NodePhase.held, reason=Reason.held, heard_s=cause.at_s))
+    later = threading.Timer(0.05, stand.say, [cause])
+    later.start()
+    seen = look(stand.dirs)
+    later.join()
+    assert (seen.status.phase, seen.status.hold.by) == ("held", "ann")
+
+
+def test_a_cause_that_is_never_kept_holds_nothing_up(stand):
+    stand.begin()
+    stand.say(stand.server(node_phase=NodePhase.held, reason=Reason.held, heard_s=time.monotonic()))
+    assert json.loads(stand.ctl("status", "--json").stdout)["phase"] == "held"
 
 
 def test_a_broken_fact_file_is_as_good_as_none(stand):
