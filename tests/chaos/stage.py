@@ -9,7 +9,6 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -17,9 +16,10 @@ from tests.chaos.plan import GPUS
 from tests.fakes import cloudflared
 from tests.fakes.ntfy import NtfyServer
 from tests.fakes.wallclock import WallClock
+from tests.observer.judge import Bounds
 from tests.observer.sight import Process, Sight
-from tests.tree.supervised import CHECKOUT, MARK, Supervised
-from tests.waiting import wait_until
+from tests.observer.watch import Observer
+from tests.tree.supervised import MARK, Supervised
 
 TTL_S, GRACE_S, RESOLVE_S = 4.0, 0.5, 0.5
 TUNNEL_ID = "6ff42ae2-765d-4adf-8112-31c55c1551ef"
@@ -75,41 +75,6 @@ class Disk:
             self._run("umount", "-l", self.folder)
 
 
-class Observer:
-    """The observer's process. `seen`: the file of its lines."""
-
-    def __init__(self, tree: Supervised, jobs: Path, seen: Path, scope: Path | None = None):
-        self.seen = seen
-        command = [sys.executable, "-m", "tests.observer", "--mark", f"{MARK}={tree.mark}", "--folder-in", "OBSERVED"]
-        command += ["--jobs", str(jobs), "--ttl", str(TTL_S), "--grace", str(GRACE_S), "--resolve", str(RESOLVE_S)]
-        command += ["--scope", str(scope)] if scope is not None else []
-        with seen.open("wb") as out:
-            # Not on its command line: it would be taken for one of those.
-            env = os.environ | {"OBSERVED": str(tree.runtime)}
-            self.process = subprocess.Popen(
-                command, cwd=CHECKOUT, stdin=subprocess.PIPE, stdout=out, stderr=subprocess.STDOUT, env=env, start_new_session=True
-            )
-        wait_until(lambda: self.lines() or self.process.poll() is not None, 30, what="the observer's first look")
-
-    def tell(self, event: str, **words: object) -> None:
-        with contextlib.suppress(BrokenPipeError):
-            self.process.stdin.write(json.dumps({"event": event, **words}).encode() + b"\n")
-            self.process.stdin.flush()
-
-    def lines(self) -> list[dict]:
-        return [json.loads(line) for line in self.seen.read_text().splitlines(keepends=True) if line.endswith("\n")]
-
-    def end(self) -> tuple[int, dict]:
-        """Its exit code and its summary."""
-        self.process.stdin.close()
-        code = self.process.wait(30)
-        return code, (self.lines() or [{}])[-1]
-
-    def close(self) -> None:
-        self.process.kill()
-        self.process.wait()
-
-
 class Stage:
     """Start it, then act on it; close() ends all and leaves nothing."""
 
@@ -132,13 +97,15 @@ class Stage:
             "TUNNEL_HOSTNAME": "llm.example.org", "TUNNEL_ID": TUNNEL_ID, "CLOUDFLARED_CREDS": credentials,
             "CLOUDFLARED_BIN": cloudflared.wrapper(folder / "tunnel"), "DOOR": "true",
         }  # fmt: skip
-        self.tree = Supervised(folder / "tree", settings, PROFILES["fake"], self.clock.environ)
+        self.tree = Supervised(folder / "tree", settings, PROFILES["fake"], self.clock.environ, observed=False)
         for name, flags in PROFILES.items():
             self.tree.write_profile(name, **flags)
         self.tree.state = self.disk.folder / "state"
         self.tree.env["LLMWD_STATE_DIR"] = str(self.tree.state)
         self.sight = Sight(f"{MARK}={self.tree.mark}", str(self.tree.runtime), self.jobs_folder)
-        self.observer = Observer(self.tree, self.jobs_folder, folder / "observer.jsonl")
+        bounds = Bounds(TTL_S, GRACE_S, RESOLVE_S)
+        mark = f"{MARK}={self.tree.mark}"
+        self.observer = Observer(mark, self.tree.runtime, self.jobs_folder, folder / "observer.jsonl", bounds).ready()
         self.job_number = 0
         self.stopped: dict[tuple[int, int], float | None] = {}  # -> when it goes on (monotonic)
 

@@ -1,4 +1,4 @@
-"""python -m tests.observer --mark NAME=VALUE --jobs FOLDER …: watch a whole llmwd, tell what breaks a guarantee.
+"""python -m tests.observer --mark NAME=VALUE …: watch a whole llmwd, tell what breaks a guarantee.
 
 On standard input: a JSON line for what is done to it (`Judge.told`); its end asks for the summary. On standard
 output: a JSON line for each thing seen, the summary last. Exit code 1: a guarantee was violated.
@@ -48,14 +48,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--mark", required=True, help="NAME=VALUE in the environment of all that is watched")
     parser.add_argument("--folder-in", required=True, help="name of the variable that holds what the command lines hold of those without the mark")
-    parser.add_argument("--jobs", type=Path, required=True, help="the folder of simulated jobs")
+    parser.add_argument("--jobs-in", required=True, help="name of the variable that holds the folder of simulated jobs")
     parser.add_argument("--scope", type=Path, help="the cgroup below which slurmstepd makes a folder for each real job")
     for name, default in (("ttl", 10.0), ("grace", 1.0), ("resolve", 1.0)):
         parser.add_argument(f"--{name}", type=float, default=default, help="as in the settings, seconds")
     parser.add_argument("--every", type=float, default=0.015, help="seconds between two looks")
     asked = parser.parse_args()
     judge = Judge(Bounds(asked.ttl, asked.grace, asked.resolve), say)
-    sight = Sight(asked.mark, os.environ[asked.folder_in], asked.jobs, asked.scope)
+    sight = Sight(asked.mark, os.environ[asked.folder_in], Path(os.environ[asked.jobs_in]), asked.scope)
     innocents = bystanders()
     try:
         watch(judge, sight, innocents, asked.every)

@@ -111,8 +111,8 @@ def test_jobs_are_read_as_they_are_written() -> None:
 
 def test_it_sees_real_processes_and_says_so_by_its_exit_code(tmp_path: Path) -> None:
     (tmp_path / "job_1").write_text("1\n")
-    command = [sys.executable, "-m", "tests.observer", "--mark", "OBSERVED_MARK=x", "--folder-in", "HOME", "--jobs", str(tmp_path), "--ttl", "2"]
-    env = {"PATH": os.environ["PATH"], "HOME": "/nobody/has/this"}
+    command = [sys.executable, "-m", "tests.observer", "--mark", "OBSERVED_MARK=x", "--folder-in", "HOME", "--jobs-in", "JOBS", "--ttl", "2"]
+    env = {"PATH": os.environ["PATH"], "HOME": "/nobody/has/this", "JOBS": str(tmp_path)}
     with (tmp_path / "seen").open("wb") as seen:
         observer = subprocess.Popen(command, cwd=ROOT, env=env, stdin=subprocess.PIPE, stdout=seen)
     try:

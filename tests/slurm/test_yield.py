@@ -18,7 +18,8 @@ SETTINGS = {"LEASE_TTL": 8, "RECONCILE": 3, "RESUME_AFTER": 0.5, "SCONTROL_TIMEO
 
 def supervised_beside(node: SlurmNode, folder: Path, **settings: object) -> Supervised:
     """llmwd for this Slurm node, serving on two of its eight GPUs (the highest)."""
-    return Supervised(folder, {**SETTINGS, "DETECTION": SOURCES[node.cgroup], "SLURM_NODE": node.node, **settings}, environ=node.env)
+    settings = {**SETTINGS, "DETECTION": SOURCES[node.cgroup], "SLURM_NODE": node.node, **settings}
+    return Supervised(folder, settings, environ=node.env, scope=node.scope)
 
 
 @pytest.fixture(params=["v2", "v1"])
@@ -117,8 +118,7 @@ def test_an_array_of_twenty_jobs_costs_one_yield_and_no_conflict_is_missed(
     try:
         tree.serving()
         slurm_node.sbatch("exec sleep 2", "--gres=gpu:1", "--array=1-20")  # eight at a time, the last on our GPUs
-        tree.phase("waiting")
-        assert tree.status()["reason"] == "yielded_to_job"
+        tree.phase("waiting")  # for what, changes with the waves
         tree.serving(within_s=120)
         assert len(tree.journal("lease_revoked")) == 1
         assert [entry["reason"] for entry in tree.journal("released")] == ["yielded_to_job"]

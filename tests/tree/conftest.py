@@ -1,5 +1,6 @@
 """The fixture `supervised`: whole llmwds that are started, and ended with nothing left."""
 
+import contextlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -12,14 +13,15 @@ Start = Callable[..., Supervised]
 
 @pytest.fixture
 def supervised(tmp_path: Path) -> Iterator[Start]:
-    """supervised(profile={...}, start=True, **settings): an llmwd of the test's own. After the test none is left."""
-    made: list[Supervised] = []
+    """supervised(profile={...}, start=True, observed=True, **settings): an llmwd of the test's own. After the test none is left."""
+    with contextlib.ExitStack() as made:
 
-    def make(profile: dict[str, object] | None = None, start: bool = True, **settings: object) -> Supervised:
-        tree = Supervised(tmp_path / str(len(made)), settings, profile)
-        made.append(tree)
-        return tree.start() if start else tree
+        def make(
+            profile: dict[str, object] | None = None, start: bool = True, observed: bool = True, **settings: object
+        ) -> Supervised:
+            number = len(list(tmp_path.glob("[0-9]*")))
+            tree = Supervised(tmp_path / str(number), settings, profile, observed=observed)
+            made.callback(tree.close)
+            return tree.start() if start else tree
 
-    yield make
-    for tree in made:
-        tree.close()
+        yield make

@@ -1,4 +1,7 @@
-"""A whole llmwd for a test: its own folders, a free port, the stand-in server as vLLM, the real programs."""
+"""A whole llmwd for a test: its own folders, a free port, the stand-in server as vLLM, the real programs.
+
+The observer watches it from before its start until nothing of it is left, and judges it by the guarantees.
+"""
 
 import http.client
 import json
@@ -18,11 +21,14 @@ from llmwd.adapters import procs
 from llmwd.adapters.rundir import Dirs
 from llmwd.ctl.place import Look, look
 from llmwd.messages import ServerFact
+from tests.observer.judge import Bounds
+from tests.observer.watch import Observer
 from tests.waiting import wait_until
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 FAKE_SERVER = CHECKOUT / "tests" / "fakes" / "server.py"
 MARK = "LLMWD_TEST"  # in the environment of everything a test starts
+OBSERVED_EVERY_S = 0.04  # a look costs about a millisecond
 WORKERS = ("notifier", "detector", "resolver", "vllm", "door", "tunnel")
 
 
@@ -33,13 +39,15 @@ def free_port() -> int:
 
 
 class Supervised:
-    """Start it with start(), ask it with status(), order it with ctl(); close() ends it and checks that nothing is left.
+    """Start it with start(), ask it with status(), order it with ctl(); close() ends it, checks that nothing is left, and
+    that the observer saw no guarantee broken.
 
-    settings: lines of etc/config.env over the defaults here; profile: lines of models/fake.env likewise.
+    settings: lines of etc/config.env over the defaults here; profile: lines of models/fake.env likewise; scope: where
+    the real jobs beside it have their cgroups; observed: False where the test has an observer of its own.
     """
 
     def __init__(self, folder: Path, settings: dict[str, object] | None = None, profile: dict[str, object] | None = None,
-                 environ: dict[str, str] | None = None):
+                 environ: dict[str, str] | None = None, scope: Path | None = None, observed: bool = True):
         self.home, self.runtime, self.state = folder / "home", folder / "run", folder / "state"
         self.errors = folder / "errors"  # what it writes to standard error
         self.port = free_port()
@@ -48,6 +56,8 @@ class Supervised:
             "SIM_GPUS": 8, "DETECTION": "sim", "RESUME_AFTER": 0.5, "LEASE_TTL": 6, "LLM_BIN": FAKE_SERVER,
             "SERVER_PORT": self.port, "BACKOFF_MIN": 0.2, "DOOR": "false", "LOG_LEVEL": "debug", **(settings or {}),
         }
+        self.scope, self.observed = scope, observed
+        self.observer: Observer | None = None
         self.process: subprocess.Popen | None = None
         self.within: tuple[str, ...] = ()  # a program that becomes the supervisor in the end, such as unshare
         (self.home / "etc" / "nodes").mkdir(parents=True)
@@ -83,6 +93,8 @@ class Supervised:
     # --- its life -------------------------------------------------------------------------------------
 
     def start(self) -> "Supervised":
+        if self.observed and self.observer is None:
+            self.observe()
         with self.errors.open("ab") as errors:
             self.process = subprocess.Popen(
                 [*self.within, sys.executable, "-m", "llmwd.supervisor"], env=self.env, cwd=CHECKOUT, stdin=subprocess.DEVNULL,
@@ -128,22 +140,48 @@ class Supervised:
         self.process.send_signal(signal.SIGTERM)
         return self.process.wait(within_s)
 
+    def observe(self) -> None:
+        """Begin to watch it; start() does, a test that starts it by another way says so itself."""
+        bounds = Bounds(*(float(self.settings.get(name, 1.0)) for name in ("LEASE_TTL", "YIELD_GRACE", "RESOLVE_DEADLINE")))
+        jobs = Path(self.settings.get("SIM_DIR", self.runtime / "sim"))
+        seen = self.errors.with_name("observer.jsonl")
+        self.observer = Observer(f"{MARK}={self.mark}", self.runtime, jobs, seen, bounds, self.scope, OBSERVED_EVERY_S)
+
+    def tell(self, event: str, **words: object) -> None:
+        """What the test does to it, for the observer (Judge.told)."""
+        if self.observer is not None:
+            self.observer.tell(event, **words)
+
+    def judge(self) -> dict:
+        """The observer's verdict and summary; it watches no more."""
+        observer, self.observer = self.observer, None
+        try:
+            code, summary = observer.end()
+        finally:
+            observer.close()
+        assert code == 0 and summary["violations"] == [], summary
+        return summary
+
     def close(self) -> None:
-        """End it however it stands, and check that no process of it is left; what is all the same, is killed."""
+        """End it however it stands, check that no process of it is left (what is all the same, is killed), and judge it."""
         for pid, _ in self.left():
             self.signal_pid(pid, signal.SIGCONT)
         try:
             if self.process is not None and self.process.poll() is None:
                 self.stop()
             wait_until(lambda: not self.left(), 15, what=f"the end of {self.left()}")
+            if self.observer is not None:
+                self.judge()
         finally:
             for pid, _ in self.left():
                 self.signal_pid(pid, signal.SIGKILL)
+            if self.observer is not None:
+                self.observer.close()
 
-    @staticmethod
-    def signal_pid(pid: int, number: int) -> None:
+    def signal_pid(self, pid: int, number: int) -> None:
         """Signal one of its processes; one that has just ended is no mistake of the test."""
         start = procs.start_ticks(pid)
+        self.tell("fault", name=f"signal {number}")
         if start is not None:
             procs.signal_process(pid, start, number)
 
@@ -181,10 +219,15 @@ class Supervised:
     # --- asking and ordering --------------------------------------------------------------------------
 
     def ctl(self, *words: str, within_s: float = 30) -> subprocess.CompletedProcess:
-        return subprocess.run(
+        if words[:1] == ("resume",):
+            self.tell("unheld")
+        done = subprocess.run(
             [sys.executable, "-m", "llmwd.ctl.main", *words], env=self.env, cwd=CHECKOUT, capture_output=True,
             text=True, timeout=within_s, stdin=subprocess.DEVNULL,
         )
+        if words[:1] == ("yield",) and "--for" not in words and done.returncode == 0:
+            self.tell("held")
+        return done
 
     def look(self) -> Look:
         return look(Dirs(self.home, self.runtime, self.state))

@@ -2,8 +2,13 @@
 
 import subprocess
 import sys
+import time
 
+import pytest
+
+from tests.tree.conftest import Start
 from tests.tree.supervised import CHECKOUT
+from tests.waiting import wait_until
 
 
 def chaos(*words: str) -> subprocess.CompletedProcess:
@@ -28,3 +33,16 @@ def test_processes_killed_and_stopped_in_phases_of_the_matrix_keep_no_gpu_from_a
 def test_a_seed_is_always_the_same_sequence() -> None:
     first, again, other = (chaos("--plan", "200", "--seed", seed).stdout for seed in ("7", "7", "8"))
     assert first == again != other and first.count("\n") == 200
+
+
+def test_every_tree_of_these_tests_is_judged_by_the_observer(supervised: Start) -> None:
+    tree = supervised()
+    tree.serving()
+    wait_until(lambda: tree.observer.lines(), 30, what="its first look")
+    tree.tell("held")  # a lie: nobody has ordered it
+    told_s = time.monotonic()
+    wait_until(lambda: time.monotonic() > told_s + 2, what="the end of the second in which a start is excused")
+    tree.write_profile("other")
+    assert tree.ctl("switch", "other", "--wait").returncode == 0
+    with pytest.raises(AssertionError, match="G8.*a server was started"):
+        tree.judge()

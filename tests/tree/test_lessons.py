@@ -109,7 +109,7 @@ def test_a_job_that_ends_while_another_begins_is_seen(supervised: Start) -> None
 
 def test_while_nothing_happens_no_folder_of_jobs_is_polled_and_no_job_is_looked_into(supervised: Start) -> None:
     """It polled cgroupfs four times a second with find and cat, in the way of the kernel's removal of job cgroups."""
-    tree = supervised(POLL_INTERVAL=0.05)
+    tree = supervised(observed=False, POLL_INTERVAL=0.05)  # the observer does look into it
     tree.all_ready()
     tree.job(1, "0")
     tree.until(lambda status: status["jobs"])

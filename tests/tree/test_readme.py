@@ -70,6 +70,7 @@ def home(tmp_path: Path):
         "PATH": f"{tools}:{os.environ['PATH']}", "LLMWD_TMUX_SESSION": f"readme-{tree.mark[:8]}", "TERM": "xterm",
         "TMUX_TMPDIR": str(tmp_path),
     }
+    tree.observe()
     yield tree
     tree.ctl("stop", within_s=60)
     subprocess.run(["tmux", "kill-server"], env=tree.env, capture_output=True, check=False)

@@ -39,6 +39,7 @@ def test_a_second_supervisor_is_refused_with_the_pid_of_the_first(supervised: St
 
 def test_of_many_started_at_once_exactly_one_runs_while_others_ask_who_does(supervised: Start) -> None:
     tree = supervised(start=False)
+    tree.observe()
     programs = [
         subprocess.Popen([sys.executable, "-m", "llmwd.supervisor"], env=tree.env, cwd=CHECKOUT,
                          stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)

@@ -79,7 +79,7 @@ def started(embedded: Path, node: SlurmNode | None, ntfy: NtfyServer, tmp_path_f
         "RECONCILE": 3, "RESUME_AFTER": 0.5, "LLM_VENV": embedded / "venv", "LLM_BIN": embedded / "venv/bin/vllm",
         "DOOR": "true", "DOOR_PORT": free_port(), "NTFY_SERVER": ntfy.url, "NTFY_TOPIC": "t",
     }
-    tree = Supervised(tmp_path_factory.mktemp("v"), settings, environ=node.env if node else None)
+    tree = Supervised(tmp_path_factory.mktemp("v"), settings, environ=node.env if node else None, scope=node.scope if node else None)
     tree.write_profile("smollm2", MODEL_NAME=embedded / "smollm2-135m", NUM_GPUS=1, VLLM_ARGS=ARGS)
     with (tree.home / "models/smollm2.env").open("a") as profile:
         profile.write("export VLLM_CPU_KVCACHE_SPACE=1 HF_HUB_OFFLINE=1\n")

@@ -171,6 +171,7 @@ def test_what_happens_while_the_server_is_down_is_told_in_order_and_once_even_by
     stage.start()
     stage.be(NodePhase.serving)
     stage.until_told("Serving tiny on node7")
+    stage.until_fact(sent=1, waiting=0)  # the fact is later than what it tells
     stage.server.down()
     stage.publish("tunnel", tunnel_up())
     stage.until_fact(waiting=1)
