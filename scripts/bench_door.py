@@ -137,7 +137,7 @@ async def rates(ways: list[Way], plan: Plan, every_s: float) -> dict[str, list[f
 
 
 def started(folder: Path, server: str) -> Supervised:
-    tree = Supervised(folder, {"DOOR": "true", "DOOR_PORT": free_port(), "LOG_LEVEL": "info", "LLM_BIN": CHECKOUT / "tests/fakes/fast.py"})
+    tree = Supervised(folder, {"DOOR": "true", "DOOR_PORT": free_port(), "LOG_LEVEL": "info", "LLM_BIN": CHECKOUT / "tests/fakes/fast.py"}, observed=False)
     if server == "vllm":
         tree.write_settings(LLM_VENV=EMBEDDED / "venv", LLM_BIN=EMBEDDED / "venv/bin/vllm")
         tree.write_profile(

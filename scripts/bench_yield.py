@@ -70,7 +70,7 @@ def main() -> None:
 def supervised(node: SlurmNode, folder: Path, asked: argparse.Namespace) -> Supervised:
     settings = {"DETECTION": asked.detection, "SLURM_NODE": node.node, "SIM_GPUS": GPUS, "LEASE_TTL": 10, "RECONCILE": 15,
                 "RESUME_AFTER": 0.5, "LOG_LEVEL": "info"}
-    tree = Supervised(folder, settings, environ=node.env)
+    tree = Supervised(folder, settings, environ=node.env, observed=False)  # it has its own
     if asked.server == "vllm":
         tree.write_settings(LLM_VENV=EMBEDDED / "venv", LLM_BIN=EMBEDDED / "venv/bin/vllm")
         tree.write_profile(

@@ -52,7 +52,7 @@ def let_in(ask: openai.OpenAI) -> None:
     def listed() -> bool:
         try:
             return [(model.id, model.model_extra.get("state")) for model in ask.models.list()] == [("smollm2", None)]
-        except openai.APIStatusError:
+        except (openai.APIStatusError, openai.APIConnectionError):  # the latter: in the moment in which the key is taken over
             return False
 
     wait_until(listed, 10, what="a door that is open to this key")
