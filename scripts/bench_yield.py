@@ -69,7 +69,7 @@ def main() -> None:
 
 def supervised(node: SlurmNode, folder: Path, asked: argparse.Namespace) -> Supervised:
     settings = {"DETECTION": asked.detection, "SLURM_NODE": node.node, "SIM_GPUS": GPUS, "LEASE_TTL": 10, "RECONCILE": 15,
-                "RESUME_AFTER": 0.5, "LOG_LEVEL": "info"}
+                "RESUME_AFTER": 0.5, "LOG_LEVEL": "info", "DOOR": "true"}
     tree = Supervised(folder, settings, environ=node.env, observed=False)  # it has its own
     if asked.server == "vllm":
         tree.write_settings(LLM_VENV=EMBEDDED / "venv", LLM_BIN=EMBEDDED / "venv/bin/vllm")
@@ -232,10 +232,12 @@ def _quantile(values: list[float], part: float) -> float:
 
 
 def idle(tree: Supervised, seconds: float) -> None:
-    """CPU (children that ended included) and PSS of the root, the workers and the holder, without the server."""
-    status = tree.status()
+    """CPU (children that ended included) and PSS of the root, the workers, the holders and the front door's Caddy,
+    without the server."""
+    wait_until(lambda: tree.look().facts.door.phase == "ready", 30, what="the front door")
+    status, caddy = tree.status(), tree.look().facts.door.pid
     server = status["server"]["pid"]
-    ours = [status["root"]["pid"], *(worker["pid"] for worker in status["workers"]), *_parents(server)]
+    ours = [status["root"]["pid"], *(worker["pid"] for worker in status["workers"]), *_parents(server), *_parents(caddy), caddy]
     before, began_s = {pid: _cpu_s(pid) for pid in ours}, time.monotonic()
     threading.Event().wait(seconds)
     took_s = time.monotonic() - began_s
