@@ -13,8 +13,8 @@ from llmwd.core import lookahead
 from llmwd.core.claims import JobView
 from llmwd.core.gpumap import GpuLike, GpuMap
 from llmwd.core.lookahead import Outlook
-from llmwd.core.wording import name_gpus
 from llmwd.core.placement import choose
+from llmwd.core.wording import name_gpus
 from llmwd.messages import Hold, Lease, Revocation
 from llmwd.vocab import Holder, Reason
 

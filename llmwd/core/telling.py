@@ -4,8 +4,8 @@ from collections.abc import Callable
 
 from llmwd.core.history import History
 from llmwd.core.journaled import Line
-from llmwd.core.wording import name_gpus, spell_duration
 from llmwd.core.pastyields import Yield
+from llmwd.core.wording import name_gpus, spell_duration
 from llmwd.vocab import NodePhase, Reason
 
 

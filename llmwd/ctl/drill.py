@@ -12,9 +12,9 @@ import msgspec
 from llmwd.adapters.journal import Journal, JournalTail
 from llmwd.adapters.rundir import Dirs
 from llmwd.core.journaled import Line, read
-from llmwd.core.wording import name_gpus, spell_gpus
 from llmwd.core.pastyields import PARTS, Release, Yield
 from llmwd.core.telling import spell_s
+from llmwd.core.wording import name_gpus, spell_gpus
 from llmwd.ctl.arguments import DURATION, GPUS, Gpus, as_json
 from llmwd.ctl.place import Look, Running, find_place, look, require_running, served_home, watch
 from llmwd.ctl.program import Refusal, examples

@@ -107,7 +107,6 @@ def list_keys(as_json: bool) -> None:
 @click.argument("name", type=KeyName())
 def revoke(name: str) -> None:
     """Take a key's right away, within a second. Answers under way end as they would."""
-
     dirs = find_place()
     if not dirs.state.is_dir():
         raise Refusal(f"there is no key called {name!r}, nor any other")

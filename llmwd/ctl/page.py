@@ -5,13 +5,13 @@ from datetime import datetime
 from xml.etree.ElementTree import Element, tostring
 
 from llmwd.core.history import History
-from llmwd.core.wording import spell_duration, spell_gpus
 from llmwd.core.pastyields import PARTS
 from llmwd.core.telling import meaning, spell_s, spell_share
 from llmwd.core.timeline import PHASES, UNKNOWN
+from llmwd.core.wording import spell_duration, spell_gpus
 from llmwd.ctl import plots
-from llmwd.ctl.plots import node
 from llmwd.ctl.pagestyle import STYLE
+from llmwd.ctl.plots import node
 from llmwd.ctl.reporting import Report
 from llmwd.vocab import Holder, NodePhase
 

@@ -5,10 +5,10 @@ from datetime import UTC, datetime
 import msgspec
 
 from llmwd.core.history import Drill, History, Sums
-from llmwd.core.wording import spell_duration
 from llmwd.core.pastyields import Yield
 from llmwd.core.telling import count, summary
 from llmwd.core.timeline import Span
+from llmwd.core.wording import spell_duration
 
 # The settings that decide how quickly we leave and what we take.
 SETTINGS_SHOWN = (

@@ -5,10 +5,10 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from llmwd.core.wording import spell_duration
 from llmwd.core.pastyields import PARTS
 from llmwd.core.telling import spell_s, spell_share
 from llmwd.core.timeline import PHASES
+from llmwd.core.wording import spell_duration
 from llmwd.ctl.reporting import Report
 from llmwd.ctl.screen import BAD, QUIET
 

@@ -1,4 +1,4 @@
-"""The claims and the lease walked at random beside a model of the truth.
+"""The claims and the lease walked at random beside a model of the truth; long because model, moves and invariants are one walk.
 
 The model knows what nobody tells: which jobs have which GPUs, which of them complete, and what each reading and each
 answer had seen when it was made. The core is fed only what would reach it, late and in parts, and every step is
