@@ -12,6 +12,7 @@ import msgspec
 from llmwd.core import lookahead
 from llmwd.core.claims import JobView
 from llmwd.core.gpumap import GpuLike, GpuMap
+from llmwd.core.jobrun import SIMULATED
 from llmwd.core.lookahead import Outlook
 from llmwd.core.placement import choose
 from llmwd.core.wording import name_gpus
@@ -174,6 +175,19 @@ def _against(now: Situation, now_s: float) -> tuple[Reason | None, str, JobView 
     if now.server_known and now.wanted != len(lease.uuids) and now.wanted > 0:
         return Reason.switching, f"{now.wanted} GPUs are wanted now, {len(lease.uuids)} were", None
     return None, "", None
+
+
+def name_job(revocation: Revocation, leased: Sequence[str], occupants: Mapping[str, Occupant]) -> Revocation:
+    """With the job that it was for, once that is known: slurmctld may say that a GPU is allocated before there is any sign
+    of the job itself. Its times stay empty, for what ended the lease came before them."""
+    if revocation.reason is not Reason.yielded_to_job or revocation.job is not None:
+        return revocation
+    for uuid in leased:
+        occupant = occupants.get(uuid)
+        view = occupant.job if occupant is not None and occupant.holder is Holder.slurm else None
+        if view is not None and not view.covered and view.sources != SIMULATED:
+            return msgspec.structs.replace(revocation, job=view.id)
+    return revocation
 
 
 def _ordered(hold: Hold) -> str:

@@ -10,6 +10,7 @@ from typing import ClassVar
 import msgspec
 
 from llmwd.core import release
+from llmwd.core.lease import Occupant, name_job
 from llmwd.core.release import OnGpu
 from llmwd.messages import JobsFact, Lease, ReleaseProof, Revocation, ServerFact
 from llmwd.workers.base import Shell
@@ -38,6 +39,13 @@ class Proving:
 
     def begin(self, lease: Lease, revocation: Revocation) -> None:
         self.proof, self._revocation, self._told = release.begin(lease, revocation), revocation, False
+
+    def name_job(self, occupants: Mapping[str, Occupant]) -> Revocation | None:
+        """The last revocation; while its release is not over, a job that was not known yet gets its name (lease.name_job)."""
+        if self.proof is not None and self.proof.proved_s is None and self._revocation is not None:
+            self._revocation = name_job(self._revocation, self.proof.uuids, occupants)
+            self.proof = msgspec.structs.replace(self.proof, job=self._revocation.job)
+        return self._revocation
 
     def follow(self, server: ServerFact | None, lost: bool, shown: Mapping[str, OnGpu] | None, now_s: float) -> bool:
         """Take in what the manager and the driver say; True: the driver is to be asked once more."""

@@ -193,7 +193,7 @@ class Resolver:
         dirty = dict.fromkeys(holding, "processes of ours may still be there") | releases.dirty(self.proving.proof)
         self.occupants = leases.occupy(self.map, views, self.claims.used_by_node(), self.driver.foreign(), dirty)
         self.free_since = leases.free_since(self.free_since, self.map.uuids, self.occupants, now_s)
-        last = self.revocation
+        last = self.revocation = self.proving.name_job(self.occupants)
         situation = Situation(
             conflict_s=last.revoked_s if last is not None and last.reason in leases.CONFLICTS else float("-inf"),
             # A GPU cut into slices is left to whoever cut it.

@@ -117,7 +117,8 @@ def test_a_machine_whose_numbers_are_not_known_is_told_of_and_harms_nothing(monk
 def test_a_living_tree_is_moved_with_all_its_threads(hold) -> None:
     held = hold(*TREE, courtesy=WISH)
     everyone, wide = everybody(held), numa.allowed_cpus()
-    assert max(len(os.listdir(f"/proc/{pid}/task")) for pid in everyone) > 1
+    # It reports itself before it starts its thread.
+    wait_until(lambda: max(len(os.listdir(f"/proc/{pid}/task")) for pid in everyone) > 1, what="a process with several threads")
     for cpus in (wide, frozenset(WISH.cpus)):
         for pid in everyone:
             courtesy.confine(pid, cpus)

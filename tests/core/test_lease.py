@@ -7,7 +7,8 @@ import pytest
 
 from llmwd.core.claims import JobView
 from llmwd.core.gpumap import GpuMap, build_map, simulated
-from llmwd.core.lease import UNWELCOME, Decision, Evidence, Occupant, Situation, decide, free_since, occupy
+from llmwd.core.jobrun import SIMULATED
+from llmwd.core.lease import UNWELCOME, Decision, Evidence, Occupant, Situation, decide, free_since, name_job, occupy
 from llmwd.messages import Hold, Lease
 from llmwd.vocab import Holder, Reason
 
@@ -177,6 +178,32 @@ def test_a_revocation_names_the_job_and_its_times_even_among_our_own_processes()
     occupants = by(job("8", 0), job("7", 3), used=frozenset({0, 3}), dirty=frozenset({"SIM-2", "SIM-3"}))
     gone = decided(lease=LEASE, occupants=occupants).revocation
     assert (gone.job, gone.seen_s, gone.resolved_s, gone.revoked_s) == ("7", 99.0, 99.5, 100.0)
+
+
+@pytest.mark.parametrize(
+    ("later", "name"),
+    [
+        ((job("7", 3),), "7"),
+        ((job("8", 0), job("9", 2, 3)), "9"),
+        ((), None),
+        ((job("8", 0),), None),  # not one of ours
+        ((job("7", 2, 3, covered=True),), None),  # it may have been any of those that the node counts
+        ((job("7", unknown=True),), None),
+        ((JobView("7", frozenset({3}), SIMULATED),), None),  # slurmctld knows nothing of it
+    ],
+)
+def test_a_job_that_slurmctld_was_first_to_tell_of_gets_its_name_when_it_is_seen(later: tuple[JobView, ...], name: str | None) -> None:
+    used = frozenset({2, 3})
+    gone = decided(lease=LEASE, occupants=by(used=used)).revocation
+    assert (gone.reason, gone.job) == (Reason.yielded_to_job, None)
+    named = name_job(gone, LEASE.uuids, by(*later, used=used))
+    assert named == msgspec.structs.replace(gone, job=name)
+    assert name_job(named, LEASE.uuids, by(job("10", 2, 3), used=used)).job == (name or "10")  # a name stays
+
+
+def test_what_a_slurm_job_did_not_end_gets_no_name() -> None:
+    gone = decided(lease=LEASE, hold=Hold(since_at=0.0)).revocation
+    assert name_job(gone, LEASE.uuids, by(job("7", 3))) == gone
 
 
 def test_a_conflict_counts_before_every_other_reason() -> None:

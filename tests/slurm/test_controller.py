@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from llmwd.adapters import procs
-from tests.slurm.test_yield import jobs_of, release_of, supervised_beside, wait_for_job
+from tests.slurm.test_yield import jobs_of, supervised_beside, wait_for_job
 from tests.slurm.testbed import SlurmNode
 from tests.tree.supervised import Supervised
 from tests.waiting import wait_until

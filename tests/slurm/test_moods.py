@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
@@ -119,6 +119,28 @@ def test_an_allocation_without_a_step_makes_us_yield_by_gresused_alone(slurm_nod
         stays(tree, lambda status: of_slurm(status, *range(8)), "the allocation")
         slurm_node.cancel_all()
         tree.serving()
+
+
+def test_a_job_whose_prolog_takes_long_is_left_for_at_once_and_named_when_it_begins(
+    tmp_path: Path, make_slurm_node: Callable[..., SlurmNode]
+) -> None:
+    go, prolog = tmp_path / "go", tmp_path / "prolog"
+    prolog.write_text(f"#!/bin/sh\nwhile [ ! -e {go} ]; do sleep 0.05; done\n")
+    prolog.chmod(0o755)
+    node = make_slurm_node(prolog=prolog)
+    with closing(supervised_beside(node, tmp_path, RECONCILE=1, YIELD_GRACE=25)) as tree:
+        tree.write_profile("fake", FAKE_IGNORE_TERM=1)
+        server = tree.start().serving()["server"]["pid"]
+        job = node.sbatch(FOREVER, "--gres=gpu:8")
+        assert tree.phase("yielding")["reason"] == "yielded_to_job"
+        assert not node.job_dir(job).exists() and tree.journal("lease_revoked")[-1]["job"] is None
+        go.touch()
+        wait_for_job(tree, job, list(range(8)))
+        tree.signal_pid(server, signal.SIGKILL)
+        release = tree.released_for(job)
+        assert (release["job"], release["seen_s"]) == (str(job), None)
+        proved = wait_until(lambda: tree.journal("release_proved"), what="the release's proof")[-1]
+        assert (proved["job"], proved["begun_s"]) == (str(job), release["revoked_s"])
 
 
 @pytest.mark.parametrize(

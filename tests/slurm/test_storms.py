@@ -20,7 +20,7 @@ from llmwd.vocab import Source
 from llmwd.workers.slurmdesk import SlurmDesk
 from tests.fakes.loop_shell import LoopShell
 from tests.slurm.ledger import Ledger, yields_started_twice
-from tests.slurm.test_yield import release_of, supervised_beside, wait_for_job
+from tests.slurm.test_yield import supervised_beside, wait_for_job
 from tests.slurm.testbed import SlurmNode
 from tests.tree.supervised import Supervised
 from tests.waiting import wait_until
@@ -167,7 +167,7 @@ def test_a_job_whose_event_was_lost_in_an_overflow_is_found_at_once(
     finally:
         tree.signal("detector", signal.SIGCONT)
     continued_s = time.monotonic()
-    release = release_of(tree, job)
+    release = tree.released_for(job)
     assert release["job"] == str(job)
     assert release["seen_s"] - continued_s < 5  # the slow scans and readings come later
     wait_for_job(tree, job, list(range(8)))

@@ -49,14 +49,6 @@ def wait_for_job(tree: Supervised, job: int, gpus: list[int]) -> dict:
     return wait_until(known, 20, every_s=0.05, what=f"job {job} known with GPUs {gpus}")
 
 
-def release_of(tree: Supervised, job: int) -> dict:
-    """The release that this job caused; slurmctld's reading of the node may come before any sign of the job itself."""
-    return wait_until(
-        lambda: next((entry for entry in tree.journal("released") if entry.get("job", "") in (str(job), None)), None), 30,
-        what=f"the release for job {job}",
-    )
-
-
 def test_only_a_job_on_our_gpus_makes_us_yield_and_we_resume_when_it_is_gone(beside: tuple[SlurmNode, Supervised]) -> None:
     node, tree = beside
     before = tree.serving()
@@ -75,7 +67,7 @@ def test_only_a_job_on_our_gpus_makes_us_yield_and_we_resume_when_it_is_gone(bes
     assert status["reason"] == "yielded_to_job" and status["lease"] is None
     ends_at = wait_until(lambda: {claim.id: claim.ends_at for claim in tree.look().facts.gpus.claims}.get(str(overlap)))
     assert abs(ends_at - time.time() - 20 * 60) < 120
-    release = release_of(tree, overlap)
+    release = tree.released_for(overlap)
     steps = [release[name] for name in ("seen_s", "resolved_s", "revoked_s", "signalled_s", "gone_s") if release[name]]
     assert steps == sorted(steps) and len(steps) >= 3 and steps[-1] - steps[0] < 5
     assert tree.status()["server"]["pid"] is None
@@ -91,7 +83,7 @@ def test_a_job_that_lands_while_the_model_loads_is_a_yield_like_any_other(slurm_
     try:
         tree.phase("loading")
         job = slurm_node.sbatch("exec sleep 600", "--gres=gpu:8")
-        release = release_of(tree, job)
+        release = tree.released_for(job)
         assert release["gone_s"] - (release["seen_s"] or release["revoked_s"]) < 5
         assert tree.phase("waiting")["reason"] == "yielded_to_job"
     finally:
@@ -106,7 +98,7 @@ def test_a_job_that_ends_while_another_begins_is_not_missed(beside_v2: tuple[Slu
     second = node.sbatch("exec sleep 600", "--gres=gpu:8")  # waits for the first one's GPU
     node.scancel(first)
     node.wait_state(second, "RUNNING")
-    release_of(tree, second)
+    tree.released_for(second)
     status = tree.phase("waiting")
     assert {gpu["holder"] for gpu in status["gpus"]} == {"slurm"}
 
@@ -144,7 +136,7 @@ def test_a_restarted_slurmd_neither_disturbs_us_nor_blinds_us(beside_v2: tuple[S
     node.restart_slurmd()
     assert tree.status()["server"]["pid"] == pid
     job = node.sbatch("exec sleep 600", "--gres=gpu:8")
-    release_of(tree, job)
+    tree.released_for(job)
 
 
 def test_a_job_whose_gpus_cannot_be_learned_because_slurmctld_hangs_counts_as_one_on_ours(
@@ -159,7 +151,7 @@ def test_a_job_whose_gpus_cannot_be_learned_because_slurmctld_hangs_counts_as_on
         unknown = node.scope / "job_4242"
         unknown.mkdir()
         try:
-            release = release_of(tree, 4242)
+            release = tree.released_for(4242)
             assert release["reason"] == "unknown_job"
             tree.phase("waiting")  # the journal is written before the fact that the status shows
         finally:
@@ -239,4 +231,4 @@ def test_sigkill_of_slurmd_and_its_return_is_seen(beside_v2: tuple[SlurmNode, Su
     assert tree.status()["server"]["pid"] == pid
     node.start_slurmd()
     job = node.sbatch("exec sleep 600", "--gres=gpu:8")
-    release_of(tree, job)
+    tree.released_for(job)

@@ -263,6 +263,17 @@ class Supervised:
         lines = path.read_text().splitlines() if path.exists() else []
         return [entry for entry in map(json.loads, lines) if entry["event"] == event]
 
+    def released_for(self, job: int) -> dict:
+        """The release that this job caused; slurmctld's reading of the node may come before any sign of the job itself."""
+        def there() -> dict | None:
+            return next((entry for entry in self.journal("released") if entry.get("job", "") in (str(job), None)), None)
+
+        try:
+            return wait_until(there, 30, what=f"the release for job {job}")
+        except AssertionError as error:
+            told = "\n".join((self.state / "journal.jsonl").read_text().splitlines()[-12:])
+            raise AssertionError(f"{error}\n{told}\nstatus: {self.status()}") from None
+
     def log(self, name: str) -> str:
         path = self.state / "logs" / f"{name}.log"
         return path.read_text() if path.exists() else ""
