@@ -18,7 +18,8 @@ EMBEDDED = Path(
     or Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local/share") / "llmwd/embedded"
 )
 LEASE_TTL_S = 8
-ARGS = '--served-model-name smollm2 --max-model-len 2048 --enforce-eager --override-generation-config {"temperature":0.0}'
+# float32, as in models/smollm2-135m.env: what it answers must not depend on the processor.
+ARGS = '--served-model-name smollm2 --max-model-len 2048 --enforce-eager --dtype float32 --override-generation-config {"temperature":0.0}'
 
 
 def _without(what: str) -> bool:
