@@ -19,6 +19,7 @@ NAMED, TOKEN, QUICK, NONE = MODES = ("named", "token", "quick", "none")
 PROTOCOLS = ("http2", "auto", "quic")
 GRACE_S = 5  # requests in flight may take this long after SIGTERM
 SECRET_BYTES = 32
+DOOR_AWAY_S = 15.0  # a door whose Caddy died is back in a second, after a look at its program that may take its time
 NO_STREAMS = "a quick tunnel is for trying: answers arrive whole, not as a stream, and its name changes with every start"
 
 _UUID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
@@ -139,13 +140,18 @@ def origin(server: ServerFact | None, running: bool, stale_after_s: float, now_s
     return server.url if wanted else None
 
 
-def door_origin(socket: str, phase: Phase | None, at_s: float, running: bool, stale_after_s: float, now_s: float) -> str | None:
+def door_origin(
+    socket: str, phase: Phase | None, since_s: float, at_s: float, running: bool, stale_after_s: float, now_s: float
+) -> str | None:
     """With a front door: the tunnel comes once the door answers, and stays through yields and through a restart of the
-    door; it goes with a door that has failed, was stopped, or of which nobody speaks any more."""
+    door, which listens at the same socket again; it goes with a door that has failed, that stays stopped for longer
+    than a restart takes (every restart passes through `stopped`), or of which nobody speaks any more.
+
+    since_s: since when the door's phase is this one. at_s: when it said so last."""
     if phase is None or now_s - at_s > stale_after_s:
         return None
-    wanted = phase is Phase.ready or (running and phase not in (Phase.stopped, Phase.failed))
-    return f"unix:{socket}" if wanted else None
+    away = phase is Phase.failed or (phase is Phase.stopped and now_s - since_s >= DOOR_AWAY_S)
+    return f"unix:{socket}" if phase is Phase.ready or (running and not away) else None
 
 
 def shown_phase(phase: Phase, connected: bool) -> Phase:

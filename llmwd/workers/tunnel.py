@@ -43,6 +43,7 @@ class Tunnel:
         self.settings: Settings = shell.boot.settings
         self.server: ServerFact | None = None
         self.door: DoorFact | None = None
+        self.door_since_s = 0.0  # its phase is this one
         self.heard = False  # of whom the tunnel follows, since this incarnation began
         self.stopping = False
         self.made_for: str | None = None  # the settings and the address that the living cloudflared was started for
@@ -88,6 +89,9 @@ class Tunnel:
         self.reconcile()
 
     def on_door(self, fact: DoorFact) -> None:
+        if self.door is None or self.door.phase is not fact.phase:
+            self.door_since_s = time.monotonic()
+            self.shell.at("door", self.door_since_s + tunnelconfig.DOOR_AWAY_S, self.reconcile)
         self.door, self.heard = fact, self.heard or self.settings.door
         self.reconcile()
 
@@ -157,7 +161,7 @@ class Tunnel:
             phase, at_s = (self.door.phase, self.door.at_s) if self.door else (None, 0.0)
             socket = str(door_socket(self.shell.boot.runtime))
             return tunnelconfig.door_origin(
-                socket, phase, at_s, self.service.alive, 2 * self.settings.lease_ttl_s, time.monotonic()
+                socket, phase, self.door_since_s, at_s, self.service.alive, 2 * self.settings.lease_ttl_s, time.monotonic()
             )
         # Without its lease renewed, vLLM has ended after one LEASE_TTL, and its worker's death grows no younger fact.
         return tunnelconfig.origin(self.server, self.service.alive, 2 * self.settings.lease_ttl_s, time.monotonic())

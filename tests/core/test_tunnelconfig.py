@@ -116,15 +116,20 @@ def test_the_tunnel_comes_with_the_served_model_and_goes_after_it(phase, running
 
 
 @pytest.mark.parametrize(
-    ("phase", "running", "wanted"),
+    ("phase", "for_s", "running", "wanted"),
     [
-        (Phase.ready, False, True), (Phase.starting, False, False), (Phase.starting, True, True), (Phase.backoff, True, True),
-        (Phase.failed, True, False), (Phase.stopped, True, False), (None, True, False),
+        (Phase.ready, 0, False, True), (Phase.starting, 0, False, False), (Phase.starting, 99, True, True),
+        (Phase.backoff, 99, True, True), (Phase.failed, 0, True, False), (None, 0, True, False),
+        (Phase.stopped, 0, True, True), (Phase.stopped, 14, True, True), (Phase.stopped, 15, True, False),
+        (Phase.stopped, 0, False, False),
     ],
 )  # fmt: skip
-def test_with_a_front_door_the_tunnel_follows_the_door_and_stays_while_it_is_restarted(phase, running, wanted):
-    assert door_origin("/r/door.sock", phase, 99.0, running, 20.0, 100.0) == ("unix:/r/door.sock" if wanted else None)
-    assert door_origin("/r/door.sock", phase, 79.0, running, 20.0, 100.0) is None
+def test_with_a_front_door_the_tunnel_follows_the_door_and_stays_while_it_is_restarted(phase, for_s, running, wanted):
+    def origin_at(at_s: float) -> str | None:
+        return door_origin("/r/door.sock", phase, 100.0 - for_s, at_s, running, 20.0, 100.0)
+
+    assert origin_at(99.0) == ("unix:/r/door.sock" if wanted else None)
+    assert origin_at(79.0) is None
 
 
 def test_a_fact_that_nobody_repeats_wants_no_tunnel():
