@@ -10,18 +10,25 @@ from enum import StrEnum
 
 import msgspec
 
+from llmwd.core.tunnelconfig import NONE
 from llmwd.messages import GpusFact, Revocation, ServerFact, TunnelFact, WorkerState
 from llmwd.vocab import Event, NodePhase, Phase, Reason
 
 STOPPED = "stopped"
 YIELD_HOLD_S = 3.0  # a release takes less: then one notice says both that and how fast
 TUNNEL_DOWN_HOLD_S = 15.0  # a connection that comes back by then is nobody's concern
+TUNNEL_ABSENT_AFTER_S = 120.0  # a first connection may take so long
+HELD_BY_HOLD_S = 3.0  # by then the resolver has said who holds
+HELD, HELD_UNNAMED = "held", "held?"
 
-# Why GPUs are given back that has nothing to do with a wish of the operator.
-YIELDS = frozenset(
-    {Reason.yielded_to_job, Reason.unknown_job, Reason.gpu_in_use, Reason.gpu_unknown, Reason.no_evidence,
-     Reason.node_draining, Reason.lease_expired, Reason.waiting_for_gpus, Reason.expected_job}
+# Why a server ends, or is not there, that is no yield: the operator's own wish, or its own failure, of which other notices
+# tell. All other reasons are, those as well that are still to come: better told with few words than not at all.
+NO_YIELDS = frozenset(
+    {Reason.ready, Reason.loading, Reason.starting, Reason.resume_delay, Reason.held, Reason.budget_broken, Reason.switching,
+     Reason.not_wanted, Reason.config_error, Reason.server_backoff, Reason.server_failed, Reason.worker_failed,
+     Reason.stopping, Reason.stopped}
 )  # fmt: skip
+YIELDS = frozenset(Reason) - NO_YIELDS
 
 
 class About(StrEnum):
@@ -58,13 +65,14 @@ class Notice(msgspec.Struct, frozen=True):
 
 class Seen(msgspec.Struct, frozen=True, kw_only=True):
     """The latest facts. holding: the server's last one with processes on GPUs; gone_s: when there were none
-    after it; door: the tunnel stays up while the model is away."""
+    after it; door: the tunnel stays up while the model is away; out_s: since when it should be connected and is not."""
 
     node: str
     server: ServerFact | None = None
     holding: ServerFact | None = None
     gone_s: float | None = None
     tunnel: TunnelFact | None = None
+    out_s: float | None = None
     gpus: GpusFact | None = None
     workers: tuple[WorkerState, ...] = ()
     door: bool = False
@@ -76,6 +84,13 @@ def heard(seen: Seen, fact: ServerFact) -> Seen:
         return msgspec.structs.replace(seen, server=fact, holding=fact, gone_s=None)
     gone_s = fact.at_s if seen.gone_s is None and seen.holding is not None else seen.gone_s
     return msgspec.structs.replace(seen, server=fact, gone_s=gone_s)
+
+
+def heard_of_tunnel(seen: Seen, fact: TunnelFact) -> Seen:
+    """A fact of the tunnel manager has arrived."""
+    due = fact.phase in (Phase.starting, Phase.backoff) or (fact.phase is Phase.stopped and seen.door and _is_meant(fact))
+    out_s = None if not due else fact.at_s if seen.out_s is None else seen.out_s
+    return msgspec.structs.replace(seen, tunnel=fact, out_s=out_s)
 
 
 def consider(told: Told, seen: Seen) -> tuple[Notice, ...]:
@@ -130,7 +145,7 @@ def _server(told: Told, seen: Seen) -> Notice | None:
         case NodePhase.waiting:
             return _yielded(told, seen, server)
         case NodePhase.held:
-            return _held(seen, server)
+            return _held(told, seen, server)
         case NodePhase.failed:
             text = f"{_sentence(server.reason.meaning)} {server.detail}".strip()
             return Notice(
@@ -144,9 +159,7 @@ def _serving(told: Told, seen: Seen, server: ServerFact) -> Notice:
     profile = server.profile or server.model_name or "a model"
     # ready_at names this very server: a restarted manager keeps it, a new server has another.
     key = f"serving:{profile}:{server.ready_at or 0:.3f}"
-    hostname = seen.tunnel.hostname if seen.tunnel is not None and seen.tunnel.phase is not Phase.failed else None
-    where = f"https://{hostname}" if hostname else server.url or "no address"
-    text = f"{server.model_name or profile} answers on {_gpus(server.holding)} at {where}"
+    text = f"{server.model_name or profile} answers on {_gpus(server.holding)} {_where(seen, server)}"
     if told.profile and told.profile != profile:
         event, title, text = Event.switched, f"Switched to {profile} on {seen.node}", f"{text} (before: {told.profile})"
     elif told.server.startswith(("yield", "held", "crashed", "failed")):
@@ -154,6 +167,15 @@ def _serving(told: Told, seen: Seen, server: ServerFact) -> Notice:
     else:
         event, title = Event.serving, f"Serving {profile} on {seen.node}"
     return Notice(About.server, key, title, text, "white_check_mark", event, profile=profile)
+
+
+def _where(seen: Seen, server: ServerFact) -> str:
+    """The public address counts once the tunnel is connected; one that has failed, or is not meant to be, never."""
+    tunnel, local = seen.tunnel, f"at {server.url or 'no address'}"
+    if tunnel is None or not _is_meant(tunnel) or tunnel.phase is Phase.failed:
+        return local
+    public = f"at https://{tunnel.hostname}" if tunnel.hostname else f"through {_place(seen, tunnel)}"
+    return public if tunnel.phase is Phase.ready else f"{local}, and will answer {public} once that is connected"
 
 
 def _yielding(seen: Seen, server: ServerFact) -> Notice:
@@ -211,7 +233,7 @@ def _why(seen: Seen, server: ServerFact) -> str:
     return _sentence(detail or server.reason.meaning)
 
 
-def _held(seen: Seen, server: ServerFact) -> Notice:
+def _held(told: Told, seen: Seen, server: ServerFact) -> Notice | None:
     # The kind is the manager's to say: a notifier that has just begun may not have heard of the hold itself yet.
     if server.reason is not Reason.held:
         text = _sentence(server.detail or server.reason.meaning) + " llmwd stays away from the GPUs until `llmwd-ctl resume`."
@@ -220,10 +242,14 @@ def _held(seen: Seen, server: ServerFact) -> Notice:
             About.server, f"held:{server.reason}", f"{what} on {seen.node}", text, "rotating_light", Event.budget, alarm=True
         )
     hold = seen.gpus.hold if seen.gpus is not None else None
+    if hold is None and told.server == HELD:
+        return None  # it was told, with the name
     by = f" by {hold.by}" if hold is not None and hold.by else ""
     text = "llmwd stays away from the GPUs until `llmwd-ctl resume`"
     text += " or the time is over." if hold is not None and hold.until_at is not None else "."
-    return Notice(About.server, "held", f"Held{by} on {seen.node}", text, "hand", Event.held)
+    # Until the resolver is heard of, nothing tells by whom: that comes within this time, in the place of this.
+    key, hold_s = (HELD, 0.0) if hold is not None else (HELD_UNNAMED, HELD_BY_HOLD_S)
+    return Notice(About.server, key, f"Held{by} on {seen.node}", text, "hand", Event.held, hold_s=hold_s)
 
 
 def _gpus(gpus: tuple[int, ...]) -> str:
@@ -247,24 +273,36 @@ def _sentence(text: str) -> str:
 
 def _tunnel(told: Told, seen: Seen) -> Notice | None:
     tunnel = seen.tunnel
-    if tunnel is None or not tunnel.hostname:
+    if tunnel is None or not _is_meant(tunnel):
         return None
-    place = f"https://{tunnel.hostname}"
-    match tunnel.phase:
-        case Phase.ready:
-            text = f"Connected from {seen.node}."
-            return Notice(About.tunnel, "up", f"Tunnel up: {place}", text, "globe_with_meridians", Event.tunnel)
-        case Phase.failed:
-            text = f"From {seen.node}: {tunnel.detail}"
-            return Notice(
-                About.tunnel, "failed", f"Tunnel failed: {place}", text, "rotating_light", Event.tunnel, alarm=True
-            )
-        case Phase.starting | Phase.backoff if told.tunnel == "up" and (seen.door or _serves(seen)):
-            text = f"From {seen.node}: {tunnel.detail or 'no connection to Cloudflare'}"
-            return Notice(
-                About.tunnel, "down", f"Tunnel down: {place}", text, "warning", Event.tunnel, hold_s=TUNNEL_DOWN_HOLD_S
-            )
-    return None  # draining and stopped: it follows the server, of which the other notice tells
+    place, text = _place(seen, tunnel), f"From {seen.node}: {tunnel.detail or 'no connection to Cloudflare'}"
+    if tunnel.phase is Phase.ready:
+        return Notice(
+            About.tunnel, "up", f"Tunnel up: {place}", f"Connected from {seen.node}.", "globe_with_meridians", Event.tunnel
+        )
+    if tunnel.phase is Phase.failed:
+        return Notice(
+            About.tunnel, "failed", f"Tunnel failed: {place}", text, "rotating_light", Event.tunnel, alarm=True
+        )
+    if seen.out_s is None:
+        return None  # draining, and stopped with the server, which it follows: of that the other notice tells
+    if told.tunnel == "up" and (seen.door or _serves(seen)):
+        return Notice(
+            About.tunnel, "down", f"Tunnel down: {place}", text, "warning", Event.tunnel, hold_s=TUNNEL_DOWN_HOLD_S
+        )
+    # The facts are repeated, so this is seen in time, with the last error that there was.
+    if told.tunnel not in ("up", "down") and tunnel.at_s - seen.out_s >= TUNNEL_ABSENT_AFTER_S:
+        return Notice(About.tunnel, "absent", f"Tunnel not connected: {place}", text, "warning", Event.tunnel)
+    return None
+
+
+def _is_meant(tunnel: TunnelFact) -> bool:
+    """Whether there is to be one. The mode is what tells: a token's tunnel needs no hostname here."""
+    return tunnel.mode != NONE if tunnel.mode else bool(tunnel.hostname)
+
+
+def _place(seen: Seen, tunnel: TunnelFact) -> str:
+    return f"https://{tunnel.hostname}" if tunnel.hostname else f"the tunnel of {seen.node}"
 
 
 def _serves(seen: Seen) -> bool:

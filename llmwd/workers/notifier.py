@@ -110,13 +110,14 @@ class Notifier:
 
     def on_gpus(self, fact: GpusFact) -> None:
         self.seen = msgspec.structs.replace(self.seen, gpus=fact)
+        self._settle()
 
     def on_server(self, fact: ServerFact) -> None:
         self.seen = notices.heard(self.seen, fact)
         self._settle()
 
     def on_tunnel(self, fact: TunnelFact) -> None:
-        self.seen = msgspec.structs.replace(self.seen, tunnel=fact)
+        self.seen = notices.heard_of_tunnel(self.seen, fact)
         self._settle()
 
     def _settle(self) -> None:
@@ -151,9 +152,8 @@ class Notifier:
         if not self.on:
             reply(Refused(problems=("no notice goes anywhere: NTFY_TOPIC and NOTIFY_URLS are not set",)))
             return
-        text = order.message or "This is a notice to try it."
-        title = f"Test from llmwd on {self.shell.boot.node}"
-        self._put(Notice(None, "", title, f"{text}\n(Asked for by {order.by}.)", "test_tube", Event.test))
+        text = f"{order.message or 'This is a notice to try it.'}\n(Asked for by {order.by}.)"
+        self._put(Notice(None, "", f"Test from llmwd on {self.shell.boot.node}", text, "test_tube", Event.test))
         until_s, number = time.monotonic() + ANSWER_WITHIN_S, self.book.state.next_id - 1
 
         def look() -> None:

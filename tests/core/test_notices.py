@@ -1,5 +1,6 @@
 """Facts in, notices out."""
 
+import functools
 import time
 from pathlib import Path
 
@@ -7,7 +8,7 @@ import msgspec
 import pytest
 
 from llmwd.core import notices
-from llmwd.core.notices import Notice, Seen, Told, after, consider, heard
+from llmwd.core.notices import NO_YIELDS, Notice, Seen, Told, after, consider, heard, heard_of_tunnel
 from llmwd.messages import GpusFact, Hold, JobClaim, Revocation, ServerFact, TunnelFact, WorkerState
 from llmwd.vocab import Event, NodePhase, Phase, Reason, Worker
 from tests.workers.harness import server_fact
@@ -26,8 +27,8 @@ def revoked(job: str | None = "42", seen_s: float | None = 100.0, reason: Reason
     ))  # fmt: skip
 
 
-def tunnel_fact(phase: Phase, detail: str = "") -> TunnelFact:
-    return TunnelFact(phase=phase, detail=detail, hostname="llm.example.org", since_at=0.0, at_s=0.0)
+def tunnel_fact(phase: Phase, detail: str = "", at_s: float = 0.0, hostname: str | None = "llm.example.org", mode: str = "named") -> TunnelFact:
+    return TunnelFact(phase=phase, detail=detail, hostname=hostname, since_at=0.0, at_s=at_s, mode=mode)
 
 
 class Reader:
@@ -37,8 +38,10 @@ class Reader:
         self.told = told
         self.seen = Seen(node="node7")
 
-    def hear(self, server: ServerFact | None = None, **facts: object) -> list[Notice]:
+    def hear(self, server: ServerFact | None = None, tunnel: TunnelFact | None = None, **facts: object) -> list[Notice]:
         self.seen = msgspec.structs.replace(self.seen, **facts)
+        if tunnel is not None:
+            self.seen = heard_of_tunnel(self.seen, tunnel)
         if server is not None:
             self.seen = heard(self.seen, server)
         due = consider(self.told, self.seen)
@@ -60,9 +63,20 @@ def test_a_served_model_is_told_once_with_its_gpus_and_address():
     assert reader.hear(server_fact(NodePhase.serving)) == []
 
 
-def test_the_address_told_is_the_public_one_where_there_is_a_tunnel():
-    (notice,) = Reader().hear(server_fact(NodePhase.serving), tunnel=tunnel_fact(Phase.starting))
-    assert "https://llm.example.org" in notice.message
+@pytest.mark.parametrize(
+    ("tunnel", "where"),
+    [
+        (tunnel_fact(Phase.ready), "at https://llm.example.org"),
+        (tunnel_fact(Phase.backoff), "at http://127.0.0.1:8123, and will answer at https://llm.example.org once that is connected"),
+        (tunnel_fact(Phase.failed), "at http://127.0.0.1:8123"),
+        (tunnel_fact(Phase.stopped, mode="none"), "at http://127.0.0.1:8123"),
+        (tunnel_fact(Phase.ready, hostname=None, mode="token"), "through the tunnel of node7"),
+        (tunnel_fact(Phase.starting, hostname=None, mode="token"), "at http://127.0.0.1:8123, and will answer through the tunnel of node7 once that is connected"),
+    ],
+)  # fmt: skip
+def test_the_public_address_is_told_as_one_that_answers_only_while_the_tunnel_is_connected(tunnel, where):
+    (notice, *_) = Reader().hear(server_fact(NodePhase.serving), tunnel=tunnel)
+    assert notice.message == f"org/tiny answers on GPUs 2-3 {where}"
 
 
 def test_a_yield_tells_the_job_and_then_how_long_the_release_took():
@@ -224,3 +238,69 @@ def test_a_lost_tunnel_is_told_during_a_yield_where_the_front_door_answers():
 def test_every_event_but_those_about_notices_comes_from_facts():
     told = {Event.digest, Event.test, Event.back}
     assert {event for event in Event if f"Event.{event.name}" in Path(notices.__file__).read_text()} == set(Event) - told
+
+
+@pytest.mark.parametrize("reason", sorted(set(Reason) - NO_YIELDS))
+def test_whatever_takes_the_gpus_is_told_and_the_return_is_one(reason):
+    reader = Reader()
+    reader.hear(server_fact(NodePhase.serving))
+    told = [reader.title(server_fact(NodePhase.yielding, reason=reason), gpus=revoked(None, None, reason))]
+    told.append(reader.title(server_fact(NodePhase.waiting, reason=reason, at_s=101.0)))
+    told.append(reader.title(server_fact(NodePhase.serving, ready_at=2000.0)))
+    assert [title.split()[0].rstrip(":") for title in told] == ["Yielding", "Yielded", "Resumed"]
+
+
+def test_a_wish_of_the_operator_and_a_failure_of_its_own_are_no_yields():
+    """The list is made by hand; a reason that is new counts as a yield."""
+    assert {Reason.memory_pressure, Reason.no_gpus, Reason.map_contradicted, Reason.yielded_to_job}.isdisjoint(NO_YIELDS)
+    for reason in (Reason.switching, Reason.stopping, Reason.config_error, Reason.held, Reason.server_failed):
+        assert Reader(Told(server="serving:tiny:1.000")).hear(server_fact(NodePhase.yielding, reason=reason)) == []
+
+
+@pytest.mark.parametrize("mode", ["token", "quick"])
+def test_a_tunnel_without_a_hostname_is_told_of_as_well(mode):
+    reader = Reader()
+    reader.seen = msgspec.structs.replace(reader.seen, door=True)
+    fact = functools.partial(tunnel_fact, hostname=None, mode=mode)
+    assert reader.title(tunnel=fact(Phase.ready)) == "Tunnel up: the tunnel of node7"
+    assert reader.title(tunnel=fact(Phase.backoff)) == "Tunnel down: the tunnel of node7"
+    assert reader.title(tunnel=fact(Phase.failed, "credentials")) == "Tunnel failed: the tunnel of node7"
+
+
+@pytest.mark.parametrize("told", [Told(), Told(server=notices.STOPPED), Told(tunnel="failed")])
+def test_a_tunnel_that_does_not_come_up_is_told_after_two_minutes_with_its_last_error(told):
+    reader = Reader(told)
+    assert reader.hear(tunnel=tunnel_fact(Phase.starting, "connecting", 100.0)) == []
+    assert reader.hear(tunnel=tunnel_fact(Phase.backoff, "no srv records", 219.0)) == []
+    (notice,) = reader.hear(tunnel=tunnel_fact(Phase.starting, "port 7844 is closed", 221.0))
+    assert notice.title == "Tunnel not connected: https://llm.example.org" and "port 7844 is closed" in notice.message
+    assert reader.hear(tunnel=tunnel_fact(Phase.backoff, "another", 999.0)) == []
+    assert reader.title(tunnel=tunnel_fact(Phase.ready, at_s=1000.0)) == "Tunnel up: https://llm.example.org"
+
+
+def test_a_tunnel_that_waits_for_the_model_or_is_not_meant_to_be_is_not_missed():
+    reader = Reader()
+    for at_s in (0.0, 200.0, 400.0):
+        assert reader.hear(tunnel=tunnel_fact(Phase.stopped, "waiting for the model", at_s)) == []
+        assert reader.hear(tunnel=tunnel_fact(Phase.stopped, "off", at_s, mode="none")) == []
+    reader.hear(tunnel=tunnel_fact(Phase.starting, "", 500.0))  # it is counted from here
+    assert reader.hear(tunnel=tunnel_fact(Phase.starting, "", 600.0)) == []
+
+
+def test_a_tunnel_that_a_failed_door_has_stopped_is_down():
+    reader = Reader(Told(tunnel="up"))
+    reader.seen = msgspec.structs.replace(reader.seen, door=True)
+    (notice,) = reader.hear(tunnel=tunnel_fact(Phase.stopped, "waiting for the front door"))
+    assert notice.title.startswith("Tunnel down") and "front door" in notice.message and notice.hold_s > 0
+
+
+def test_a_hold_heard_of_before_the_resolver_waits_for_the_name_and_is_told_once():
+    held, hold = server_fact(NodePhase.held, reason=Reason.held), gpus_fact(hold=Hold(since_at=0.0, by="ann"))
+    reader = Reader()
+    (unnamed,) = reader.hear(held)
+    assert unnamed.title == "Held on node7" and unnamed.hold_s > 0
+    (named,) = reader.hear(held, gpus=hold)
+    assert named.title == "Held by ann on node7" and named.hold_s == 0
+    # As after a restart of the notifier: it is known that it was told.
+    reader.seen = msgspec.structs.replace(reader.seen, gpus=None)
+    assert reader.hear(held) == []
