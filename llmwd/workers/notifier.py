@@ -16,7 +16,7 @@ from llmwd.adapters import cloudflared
 from llmwd.adapters.ntfy import Outcome, Result
 from llmwd.adapters.rundir import read_fact
 from llmwd.config import Loaded, Settings
-from llmwd.core import notices, noticetext, outbox
+from llmwd.core import notices, noticetext, outbox, untold
 from llmwd.core.notices import Notice, Seen
 from llmwd.core.outbox import Book, Deadman, Entry
 from llmwd.messages import (
@@ -35,7 +35,7 @@ from llmwd.vocab import Event, Worker
 from llmwd.workers import deadman
 from llmwd.workers.base import Boot, Shell, repeat_every_s
 from llmwd.workers.keeping import Keeper
-from llmwd.workers.sending import NTFY, OFF, Lane, access, click_of, fact_of, ways
+from llmwd.workers.sending import NTFY, OFF, Lane, Lanes, access, click_of, fact_of
 
 SETTLE_S = 0.05  # what several workers say about one event arrives in any order: wait for all of it
 STOP_MARGIN_S = 0.5  # of an ordered stop's time that is not spent on sending
@@ -54,10 +54,11 @@ class Notifier:
         self._start = time.time() - time.monotonic()
         self.book = Book(state=outbox.State(salt=f"llmwd-{secrets.token_hex(6)}"))
         self.keeper = Keeper(shell, shell.boot.state, self._proceed)
-        self.lanes: dict[str, Lane] = {}
+        self.lanes = Lanes()
         self.switch = deadman.Switch(shell, self.now_at, access)
         self.lost = 0
         self.read = self.listening = self.stopping = self.looking = False
+        self._left: tuple[str, ...] = ()
         self._published: NoticesFact | None = None
 
     def now_at(self) -> float:
@@ -75,7 +76,7 @@ class Notifier:
     # --- what happens ------------------------------------------------------------------------------------
 
     def begin(self) -> None:
-        self._open_lanes()
+        self.lanes.open(self.shell, self.settings, self.now_at)
         self.shell.answer(ResetOrder, self.on_reset)
         self.shell.answer(NotifyOrder, self.on_notify)
         self.on_beat()
@@ -133,19 +134,15 @@ class Notifier:
         if moved:
             self.book = Book(self.book.entries, msgspec.structs.replace(self.book.state, replaces=False))
         self.switch.renew_at = 0.0
-        self._open_lanes()
-        self._forget()
+        self.lanes.open(self.shell, self.settings, self.now_at)
+        self.lanes.forget()
         if self.read:
             self._listen()
 
     def on_reset(self, order: ResetOrder, reply: Callable[[Reply], None]) -> None:
-        self._forget()
+        self.lanes.forget()
         reply(Done(detail="what could not be sent is tried again" if self.on else OFF))
         self._proceed()
-
-    def _forget(self) -> None:
-        for lane in self.lanes.values():
-            lane.forget()
 
     def on_notify(self, order: NotifyOrder, reply: Callable[[Reply], None]) -> None:
         """Answered when it was told, refused or has waited long enough."""
@@ -157,7 +154,7 @@ class Notifier:
         until_s, number = time.monotonic() + ANSWER_WITHIN_S, self.book.state.next_id - 1
 
         def look() -> None:
-            waiting = [lane for lane in self.lanes.values() if any(it.dest == lane.name and it.id <= number for it in self.book.entries)]
+            waiting = self.lanes.waiting(self.book, number)
             refused = [f"{lane.name}: {lane.trouble}" for lane in waiting if lane.refused]
             if refused:
                 reply(Refused(problems=tuple(refused)))
@@ -205,13 +202,6 @@ class Notifier:
 
     # --- what follows ------------------------------------------------------------------------------------
 
-    def _open_lanes(self) -> None:
-        """One for each destination; those that stay keep what they know."""
-        before, self.lanes = self.lanes, {}
-        for name, deliver in ways(self.settings, self.now_at).items():
-            self.lanes[name] = before.get(name) or Lane(self.shell, name, deliver)
-            self.lanes[name].deliver = deliver
-
     def _consider(self) -> None:
         if not self.on or self.stopping or self.looking or not self.read:
             return
@@ -248,10 +238,14 @@ class Notifier:
         if not self.read:
             return
         now_at = self.now_at()
-        self.book, lost = outbox.tidy(self.book, self.dests, self.shell.boot.node, now_at)
+        self.book, lost = untold.tidy(self.book, self.dests, self.lanes.sending, self.shell.boot.node, now_at)
         if lost:
             self.lost += lost
             self.shell.log.error("%d notices were too old or too many, and are told in one", lost)
+        self.book, left = untold.addressed(self.book, self.dests)
+        if left and left != self._left:
+            self.shell.log.warning("notices wait for %s, which the settings do not name any more", ", ".join(left))
+        self._left = left
         self.keeper.keep(self.book)
         wakes = []
         for lane in self.lanes.values():

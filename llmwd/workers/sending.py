@@ -84,6 +84,31 @@ class Lane:
         self.shell.journal.write("notice_failed", title=entry.title, why=outcome.why)
 
 
+class Lanes(dict[str, Lane]):
+    """All destinations that the settings name, by their names."""
+
+    def open(self, shell: Shell, settings: Settings, now_at: Callable[[], float]) -> None:
+        """One for each destination; those that stay keep what they know."""
+        before = dict(self)
+        self.clear()
+        for name, deliver in ways(settings, now_at).items():
+            self[name] = before.get(name) or Lane(shell, name, deliver)
+            self[name].deliver = deliver
+
+    def forget(self) -> None:
+        for lane in self.values():
+            lane.forget()
+
+    @property
+    def sending(self) -> frozenset[str]:
+        """Sequence ids."""
+        return frozenset(lane.sending.sid for lane in self.values() if lane.sending)
+
+    def waiting(self, book: Book, number: int) -> list[Lane]:
+        """Those that have not got all notices up to this one."""
+        return [lane for lane in self.values() if any(it.dest == lane.name and it.id <= number for it in book.entries)]
+
+
 def ways(settings: Settings, now_at: Callable[[], float]) -> dict[str, Callable[[Entry], Outcome]]:
     """Where notices go by these settings: the destination's name, and what delivers to it."""
     found: dict[str, Callable[[Entry], Outcome]] = {}

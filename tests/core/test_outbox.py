@@ -2,9 +2,10 @@
 
 import msgspec
 
-from llmwd.core import outbox
+from llmwd.core import outbox, untold
 from llmwd.core.notices import STOPPED, About, Notice
-from llmwd.core.outbox import Book, State, done, due, hurry, loaded, next_at, paced_at, put, tidy, tried
+from llmwd.core.outbox import Book, State, done, due, hurry, loaded, next_at, paced_at, put, tried
+from llmwd.core.untold import addressed
 from llmwd.vocab import Event
 
 HERE = ("ntfy",)
@@ -13,6 +14,10 @@ HERE = ("ntfy",)
 def notice(event: Event = Event.serving, key: str = "k", about: About = About.server, **fields: object) -> Notice:
     title = fields.pop("title", f"{event.capitalize()} on node7")
     return Notice(about, key, title, "m", "boom", event, **fields)
+
+
+def tidy(book: Book, dests: tuple[str, ...], now_at: float, *sending: outbox.Entry) -> tuple[Book, int]:
+    return untold.tidy(book, dests, frozenset(one.sid for one in sending), "node7", now_at)
 
 
 def yields(book: Book, number: int, start_at: float, every_s: float = 60.0) -> Book:
@@ -109,28 +114,84 @@ def test_sequence_ids_differ_between_notices_destinations_and_installations():
 def test_what_is_too_old_is_told_in_one_digest_which_grows_until_it_was_told():
     book = yields(Book(), 2, 0.0)
     book = put(book, notice(Event.failed, "f", alarm=True), HERE, 200.0)
-    book, lost = tidy(book, HERE, "node7", outbox.EXPIRES_AFTER_S + 1000)
+    book, lost = tidy(book, HERE, outbox.EXPIRES_AFTER_S + 1000)
     assert lost == 4 and [entry.event for entry in book.entries] == [Event.failed, Event.digest]
     assert book.entries[-1].title == "4 notices of node7 were never told"
-    book, _ = tidy(book, HERE, "node7", outbox.ALARM_EXPIRES_AFTER_S + 1000)
+    book, _ = tidy(book, HERE, outbox.ALARM_EXPIRES_AFTER_S + 1000)
     (digest,) = book.entries
     assert digest.title.startswith("5 notices") and "1 failed, 2 resumed, 2 yielding" in digest.message
-    assert tidy(book, HERE, "node7", 1e9) == (book, 0)
+    assert tidy(book, HERE, 1e9) == (book, 0)
 
 
 def test_a_full_outbox_drops_the_least_important_and_says_so():
     book = put(Book(), notice(Event.failed, "f", alarm=True), HERE, 0.0)
-    for turn in range(outbox.MOST_ENTRIES):
+    for turn in range(untold.MOST_ENTRIES):
         book = put(book, notice((Event.quarantined, Event.switched)[turn % 2], str(turn)), HERE, 1.0)
     book = put(book, notice(Event.resumed, "r"), HERE, 2.0)
-    book, lost = tidy(book, HERE, "node7", 3.0)
+    book, lost = tidy(book, HERE, 3.0)
     assert lost == 2 and book.entries[0].event is Event.failed and not [it for it in book.entries if it.event is Event.resumed]
-    assert "gave way to others" in book.entries[-1].message and len(book.entries) == outbox.MOST_ENTRIES + 1
+    assert "gave way to others" in book.entries[-1].message and len(book.entries) == untold.MOST_ENTRIES + 1
 
 
-def test_a_destination_that_is_none_any_more_loses_its_notices():
-    book, lost = tidy(put(Book(), notice(), ("ntfy", "slack"), 0.0), HERE, "node7", 1.0)
-    assert [entry.dest for entry in book.entries] == ["ntfy"] and lost == 0
+def had(*dests: str) -> Book:
+    """With a notice for each, which the settings name so far."""
+    return put(addressed(Book(), dests)[0], notice(), dests, 0.0)
+
+
+def test_notices_for_an_address_that_was_corrected_go_to_the_new_one_of_the_same_service():
+    book, left = addressed(had("ntfy", "slack-aaaaaa"), ("ntfy", "json-cccccc", "slack-bbbbbb"))
+    assert [entry.dest for entry in book.entries] == ["ntfy", "slack-bbbbbb"] and left == ()
+    book, left = addressed(had("slack-aaaaaa"), HERE)
+    assert [entry.dest for entry in book.entries] == ["ntfy"] and left == ()
+
+
+def test_notices_for_an_address_that_was_taken_out_wait_for_it_and_are_counted_when_their_time_is_over():
+    book, left = addressed(had("ntfy", "slack-aaaaaa"), HERE)
+    assert left == ("slack-aaaaaa",) and len(book.entries) == 2
+    assert addressed(book, ("ntfy", "slack-aaaaaa"))[1] == ()
+    book = done(book, book.entries[0])
+    (digest,) = tidy(book, HERE, outbox.EXPIRES_AFTER_S + 1)[0].entries
+    assert (digest.dest, digest.title) == ("ntfy", "1 notice of node7 was never told")
+    off = addressed(had("ntfy"), ())  # for a moment
+    assert addressed(off[0], HERE) == (had("ntfy"), ())
+
+
+def test_a_digest_for_an_address_that_was_taken_out_is_told_elsewhere():
+    book, _ = tidy(had("ntfy", "slack-aaaaaa"), ("ntfy", "slack-aaaaaa"), outbox.EXPIRES_AFTER_S + 1)
+    assert [entry.dest for entry in addressed(book, HERE)[0].entries] == ["ntfy", "ntfy"]
+
+
+def test_what_is_being_sent_is_neither_too_old_nor_too_much():
+    book = put(Book(), notice(Event.resumed, "r"), HERE, 0.0)
+    sending = book.entries[0]
+    for turn in range(untold.MOST_ENTRIES):
+        book = put(book, notice(Event.switched, str(turn)), HERE, 1.0)
+    full, lost = tidy(book, HERE, 3.0, sending)
+    assert lost == 1 and sending in full.entries
+    old, _ = tidy(full, HERE, 1e9, sending)
+    assert sending in old.entries
+
+
+def test_a_departure_that_is_held_back_is_told_before_whatever_else_follows():
+    for tell in (True, False):
+        book = put(Book(), notice(Event.yielding, "yielding:7", hold_s=3.0), HERE, 0.0)
+        book = put(book, notice(Event.failed, "failed:x", alarm=True), HERE, 1.0, tell)
+        assert drained(book, 1.0) == ["Yielding on node7", "Failed on node7"][: 1 + tell]
+
+
+def test_at_the_end_nothing_is_held_back_but_a_tunnel_that_ends_with_the_rest():
+    book = put(Book(), notice(Event.yielding, "yielding:7", hold_s=3.0), HERE, 0.0)
+    book = put(book, notice(Event.tunnel, "down", About.tunnel, hold_s=15.0), HERE, 0.0)
+    assert drained(hurry(book, 1.0), 1.0) == ["Yielding on node7"]
+
+
+def test_a_fold_that_cannot_be_told_goes_on_counting_and_is_lost_as_what_it_counts():
+    book = yields(Book(), 20, 1000.0, 25.0)
+    book = yields(book, 4, 6000.0, 25.0)
+    (fold,) = [entry for entry in book.entries if entry.folds]
+    assert fold.title == "24 yields in 1h 25m: node7"
+    (digest,) = tidy(book, HERE, 1e9)[0].entries
+    assert digest.message.startswith("Not told in time: 4 resumed, 24 yielding")
 
 
 def test_a_clock_that_was_set_back_holds_nothing_up():

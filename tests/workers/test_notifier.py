@@ -2,6 +2,7 @@
 
 import base64
 import json
+import socket
 import sqlite3
 import time
 from pathlib import Path
@@ -350,6 +351,20 @@ def test_another_service_gets_the_notices_through_apprise_and_its_address_is_wri
         stage.stop(10.0)
         written = [path for folder in (stage.dirs.state, stage.dirs.runtime) for path in folder.rglob("*") if path.is_file()]
         assert written and all(token.encode() not in path.read_bytes() for path in written)
+
+
+def test_a_corrected_address_gets_what_waited_for_the_wrong_one(tmp_path, server):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # bound and not listening: refuses
+        with Notifier(tmp_path, server, NTFY_TOPIC="", NOTIFY_URLS=f"json://127.0.0.1:{taken.getsockname()[1]}/wrong") as stage:
+            stage.start()
+            stage.be(NodePhase.failed, reason=Reason.server_failed)
+            stage.until_fact(phase=Phase.backoff, waiting=1)
+            stage.reload(**stage.base | {"NTFY_TOPIC": "", "NOTIFY_URLS": ""})
+            stage.until_fact(phase=Phase.stopped, waiting=1)
+            stage.reload(**stage.base | {"NTFY_TOPIC": "", "NOTIFY_URLS": f"json://127.0.0.1:{server.server_port}/right"})
+            stage.until_fact(waiting=0, sent=1)
+    assert [hook["title"] for hook in server.hooks] == ["Failed on node7"]
 
 
 def test_a_notice_that_is_not_accepted_does_not_hold_up_the_others(stage):
