@@ -2,7 +2,8 @@
 
 Slurm's prolog knows a job and its GPUs before any other local sign of it. Its word makes the job one that is seen, by
 the source `prolog`, with exactly these GPUs. Once another source sees the job as well, it goes when that source loses
-it. One that no other source ever saw (cancelled in its prolog, or a site on which nothing else works) goes when
+it; a sign that is older than the word may be of the same job's last run (requeue), so nothing ends with that one.
+A job that no other source ever saw (cancelled in its prolog, or a site on which nothing else works) goes when
 slurmctld says that none of its GPUs is used, in a quiet reading that began after the word; without slurmctld's word
 it goes after ANNOUNCED_FOR_S, which is long, because a chain of prologs may take minutes before the job's first
 process; but never while slurmctld says that one of its GPUs is used.
@@ -18,11 +19,13 @@ ANNOUNCED_FOR_S = 600.0
 
 
 class Word(msgspec.Struct, frozen=True):
-    """What the prolog said of one job. met_s: the first sign of it by other sources, as they tell it; None: none yet."""
+    """What the prolog said of one job. met_s: the first sign of it by other sources, as they tell it; None: none yet.
+    again: it had said something of the same id before, so older signs are of that run."""
 
     gpus: frozenset[int]
     said_s: float
     met_s: float | None = None
+    again: bool = False
 
 
 class Announced:
@@ -37,7 +40,7 @@ class Announced:
     def announce(self, id: str, gpus: frozenset[int], now_s: float) -> None:
         """The prolog's word, or its new one: the same id may run again (requeue). Without GPUs there is nothing to keep."""
         if gpus:
-            self._words[id] = Word(gpus, now_s)
+            self._words[id] = Word(gpus, now_s, again=id in self._words)
         else:
             self._words.pop(id, None)
 
@@ -61,7 +64,7 @@ class Announced:
             if word.met_s is not None and (job is None or job.seen_s > word.met_s):
                 del self._words[id]  # gone, or gone and back: another run, of which the prolog has said nothing
                 continue
-            if job is not None and word.met_s is None:
+            if job is not None and word.met_s is None and job.seen_s >= word.said_s:
                 self._words[id] = msgspec.structs.replace(word, met_s=job.seen_s)
             seen[id] = _with_word(id, word, job)
         return tuple(seen.values())
@@ -77,8 +80,9 @@ def _over(word: Word, reading: NodeReading | None, used: frozenset[int], now_s: 
 def _with_word(id: str, word: Word, job: JobSeen | None) -> JobSeen:
     if job is None:
         return JobSeen(id=id, sources=(Source.prolog,), lags_s=(0.0,), seen_s=word.said_s, gpus=tuple(sorted(word.gpus)))
-    first_s = min(word.said_s, job.seen_s)
-    lags_s = [job.seen_s + lag_s - first_s for lag_s in job.lags_s]
+    last_run = word.again and job.seen_s < word.said_s
+    first_s = word.said_s if last_run else min(word.said_s, job.seen_s)
+    lags_s = [] if last_run else [job.seen_s + lag_s - first_s for lag_s in job.lags_s]
     signs = sorted([(word.said_s - first_s, Source.prolog), *zip(lags_s, job.sources, strict=True)]) if lags_s else None
     return msgspec.structs.replace(
         job, seen_s=first_s, empty=False, gpus=tuple(sorted(word.gpus | set(job.gpus or ()))),

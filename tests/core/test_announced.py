@@ -67,6 +67,16 @@ def test_the_same_id_announced_again_has_the_new_gpus_at_once(announced: Announc
     assert [view.gpus for view in claims.views(30.0)] == [{4}]
 
 
+def test_a_sign_of_the_last_run_that_still_shows_is_none_of_the_run_that_is_announced(announced: Announced) -> None:
+    """A requeued job in its prolog, while slurmstepd's socket of its last run is still there."""
+    announced.among((other(10.5),))
+    announced.announce("7", frozenset({4, 5}), 30.0)
+    for signs in ((other(10.5),), (), (other(31.0),)):  # the old one, none, the new one
+        (job,) = announced.among(signs)
+        assert job.gpus == (4, 5) and job.seen_s == 30.0
+    assert announced.among(()) == ()
+
+
 def test_a_job_without_gpus_is_not_kept(announced: Announced) -> None:
     announced.announce("7", NONE, 11.0)
     announced.announce("9", NONE, 11.0)
