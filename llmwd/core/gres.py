@@ -18,7 +18,7 @@ import re
 
 from llmwd.core import gres_failure
 from llmwd.core.gres_claim import Claim, is_sluid
-from llmwd.core.gres_detail import GPU_NAMES, read_detail
+from llmwd.core.gres_detail import read_detail, takes_gpus
 from llmwd.core.gres_failure import Failure, classify_failure, form_of, read_config
 from llmwd.core.gres_job import read_job, read_jobs
 from llmwd.core.gres_json import read_json
@@ -69,7 +69,7 @@ def read_resources(text: str, node: str) -> Claim:
     block = text[starts[mine[0]].start() : len(text) if last else starts[mine[0] + 1].start()]
     if last and not block.endswith("\n"):
         return Claim(None, "the text ends in the middle of a line")
-    items = [_resource(found[1], found[2]) for found in _GRES.finditer(block) if found[1].lower() in GPU_NAMES]
+    items = [_resource(found[1], found[2]) for found in _GRES.finditer(block) if takes_gpus(found[1].lower())]
     if not items and last:
         return Claim(None, "the text ends before a GPU of this node is named")
     detail = read_detail(",".join(items))

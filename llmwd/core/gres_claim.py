@@ -6,11 +6,12 @@ set of GPUs or "none" is only given when something in the record proves it, else
 """
 
 import re
+from collections import Counter
 
 import msgspec
 
 from llmwd.core import hostlist
-from llmwd.core.gres_detail import GPU_NAMES, Detail
+from llmwd.core.gres_detail import Detail
 
 # Base states in which the controller has taken the GPUs back (while COMPLETING is not said as well).
 OVER = frozenset(
@@ -111,10 +112,14 @@ def _missing(job: JobFacts) -> bool:
     """Whether the lines carry less than the job's totals: some line is cut or not there."""
     if job.totals is None:
         return False
-    found = dict.fromkeys(GPU_NAMES, 0)
+    found = Counter[str]()
+    told: set[tuple[str, frozenset[int] | None]] = set()
     for line in job.lines:
         if not line.detail.readable:
             return any(job.totals.values())
+        if (line.nodes, line.detail.gpus) in told:
+            continue  # a line given twice does not make up for what is missing in both
+        told.add((line.nodes, line.detail.gpus))
         for name, amount in line.detail.counts.items():
             found[name] += amount * hostlist.count(line.nodes)
     return any(found[name] < amount for name, amount in job.totals.items())

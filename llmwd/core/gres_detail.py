@@ -4,6 +4,7 @@
     gpu:a100(CNT:2)  gpu:2       two GPUs, but not which
     shard:a40:3(1/4,2/4)         used/total for each GPU in turn; any use takes the whole GPU
     gpu(IDX:2,4)                 up to 20.02
+    gres:gpu:2  gres/gpu:2       the same under its long name, in what users ask for and in some answers
     gpu:a100:4(S:0-1)            configured: sockets, no index
 
 Items are joined by commas, and commas also occur inside their parentheses. The one reader here
@@ -19,20 +20,27 @@ from llmwd.core import hostlist
 
 # What takes a GPU: the GPU itself (a MIG slice is one too) and the ways of sharing it.
 GPU_NAMES = frozenset({"gpu", "shard", "mps"})
+# A site is free in its names. One of these words in a name that nobody knows: GPUs may be what it hands out ...
+_LIKE_GPU = re.compile("gpu|mig|shard|mps|nvidia")
+# ... unless it is known for a measure of them.
+_HARMLESS = re.compile("(gpu|nvidia)_?(mem|memory|vram|util|utilization)")
 
 # Slurm prints bit lists into 64 bytes (a node's GresUsed) or 128 (a job's detail) and cuts silently.
 _MAYBE_CUT_CHARS = 60
 
 _ITEM = re.compile(
+    r"(?:gres[:/](?=[a-z_]))?"
     r"(?P<name>[A-Za-z_][\w.+-]*)"
     r"(?P<middle>(?::(?:\(null\)|[^:(),\s]+))*)"
-    r"(?P<parens>(?:\((?:[^()]|\(null\))*\))*)\Z"
+    r"(?P<parens>(?:\((?:[^()]|\(null\))*\))*)\Z",
+    re.IGNORECASE,
 )
 _PAREN = re.compile(r"\(((?:[^()]|\(null\))*)\)")
 _COUNT = re.compile(r"([0-9]{1,15})([KMGTP]?)\Z", re.IGNORECASE)
 _SHARE = re.compile(r"([0-9]{1,15})/([0-9]{1,15})\Z")
-_TRES = re.compile(r"(?:^|,)\s*(?:gres[/:])?(gpu|shard|mps)(?::[^=,]*?)?[=:]([0-9]+)", re.IGNORECASE)
+_TRES = re.compile(r"(?:^|,)\s*(?:gres[/:])?([a-z_][\w.+-]*)(?::[^=,]*?)?[=:]([0-9]+)", re.IGNORECASE)
 _NOTHING = frozenset({"", "(null)"})
+_TELL_NO_GPU = ("S:", "CNT:")  # the parentheses that say nothing of which: sockets, amounts
 
 
 class Detail(msgspec.Struct, frozen=True):
@@ -40,7 +48,7 @@ class Detail(msgspec.Struct, frozen=True):
 
     gpus: frozenset[int] | None  # None: not decidable
     why: str = ""  # set when gpus is None
-    counts: dict[str, int] = {}  # amounts of gpu, shard and mps told; names told with 0 are in it too
+    counts: dict[str, int] = {}  # amounts told of what takes GPUs; names told with 0 are in it too
     readable: bool = True  # False: not even the counts can be trusted
 
 
@@ -49,6 +57,12 @@ class _Item(msgspec.Struct, frozen=True):
     type: str
     count: int | None
     parens: tuple[str, ...]
+    counted: bool  # `(CNT:2)`
+
+
+def takes_gpus(name: str) -> bool:
+    """Whether what a site calls so (lower case) takes GPUs, or may."""
+    return name in GPU_NAMES or (_LIKE_GPU.search(name) is not None and not _HARMLESS.fullmatch(name))
 
 
 def _split(text: str) -> list[str] | None:
@@ -93,7 +107,7 @@ def _item(text: str) -> _Item | None:
             count = _number(paren[4:])
     if count is None and not any(paren.startswith("IDX:") for paren in parens):
         return None  # a bare word: a cut item, or another column of the output
-    return _Item(found["name"].lower(), ":".join(middle), count, parens)
+    return _Item(found["name"].lower(), ":".join(middle), count, parens, counted)
 
 
 def _indices(item: _Item, listed: str) -> frozenset[int] | None:
@@ -119,19 +133,23 @@ def _shares(item: _Item, listed: str) -> frozenset[int] | None:
     if not all(found):
         return None
     used = [int(share[1]) for share in found if share]
-    if item.count is None or sum(used) < item.count:
+    if item.count is None or sum(used) < item.count or any(int(share[1]) > int(share[2]) for share in found if share):
         return None
     return frozenset(index for index, amount in enumerate(used) if amount)
 
 
 def _gpus(item: _Item) -> frozenset[int] | None:
     """The GPUs one item takes; None when it takes some and does not say which."""
-    for paren in item.parens:
-        if paren.startswith("IDX:"):
-            return _indices(item, paren[4:])
-    for paren in item.parens:
-        if item.name != "gpu" and ("/" in paren or paren == "(null)"):
-            return _shares(item, paren)
+    told = [paren for paren in item.parens if not paren.startswith(_TELL_NO_GPU)]
+    if item.name not in GPU_NAMES:
+        # Its indices are its own, and no GPU numbers. What Slurm only counts (CNT) has no devices at all.
+        return frozenset() if told in ([], ["IDX:N/A"]) and (item.counted or item.count == 0) else None
+    if len(told) > 1:
+        return None
+    if told and told[0].startswith("IDX:"):
+        return _indices(item, told[0][4:])
+    if told:
+        return None if item.name == "gpu" else _shares(item, told[0])
     return frozenset() if item.count == 0 else None
 
 
@@ -161,11 +179,13 @@ def read_detail(text: str) -> Detail:
         item = _item(piece)
         if item is None:
             return Detail(None, f"{piece[:60]!r} is no GRES item", readable=False)
-        if item.name in GPU_NAMES:
+        if takes_gpus(item.name):
             items.append(item)
     counts: dict[str, int] = {}
     taken: list[frozenset[int]] = []
     why = ""
+    # A bare amount under a name that nobody knows: of GPUs, or of what has no devices. So it is no count of GPUs either.
+    readable = all(item.name in GPU_NAMES or item.parens or not item.count for item in items)
     for item in items:
         gpus = _gpus(item)
         amount = item.count if item.count is not None else len(gpus or ())
@@ -175,11 +195,11 @@ def read_detail(text: str) -> Detail:
         else:
             taken.append(gpus)
     why = why or _fault(items, taken)
-    return Detail(None, why, counts) if why else Detail(frozenset().union(*taken), "", counts)
+    return Detail(None, why, counts, readable) if why else Detail(frozenset().union(*taken), "", counts)
 
 
 def read_totals(text: str) -> dict[str, int] | None:
-    """The amounts of gpu, shard and mps in a list of totals (`JOB_GRES=`, `Gres=`); None if unreadable.
+    """The amounts of what takes GPUs in a list of totals (`JOB_GRES=`, `Gres=`); None if unreadable.
 
     A name without an amount counts as one.
     """
@@ -194,7 +214,7 @@ def read_totals(text: str) -> dict[str, int] | None:
         if not found:
             return None
         name, item = found["name"].lower(), _item(piece)
-        if name in GPU_NAMES:
+        if takes_gpus(name):
             totals[name] = totals.get(name, 0) + (1 if item is None or item.count is None else item.count)
     return totals
 
@@ -204,4 +224,6 @@ def tres_has_gpu(texts: Iterable[str]) -> bool:
 
     Only whether, not how many: typed and untyped entries count the same GPUs twice.
     """
-    return any(int(found[2][:15]) > 0 for text in texts for found in _TRES.finditer(text))
+    return any(
+        takes_gpus(found[1].lower()) and int(found[2][:15]) > 0 for text in texts for found in _TRES.finditer(text)
+    )

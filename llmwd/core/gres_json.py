@@ -117,8 +117,8 @@ def _facts(job: _Job, node: str) -> JobFacts:
     nodes = _node_list(job)
     details = job.gres_detail
     has_gpu = tres_has_gpu([job.tres_alloc_str or ""])
-    # Without totals the TRES say at least that there are GPUs; where they are not counted as TRES the
-    # details alone decide, which are whole because the reply is.
+    # Without totals the TRES say at least that there are GPUs; where they are not counted as TRES the details alone
+    # decide, which are whole because the reply is: but there are none of a job that completes.
     totals = read_totals(job.gres_total) if job.gres_total else None
     why, lines = "", []
     if details and nodes is not None and hostlist.count(nodes) == len(details):
@@ -128,7 +128,7 @@ def _facts(job: _Job, node: str) -> JobFacts:
         ]
     elif details and (nodes is None or _names_node(nodes, node)):
         why = "the reply has not as many GRES details as nodes"
-    if totals is None and details is not None:
+    if totals is None and details is not None and (any(details) or "COMPLETING" not in _words(job.job_state)):
         counted = [name for line in lines for name, amount in line.detail.counts.items() if amount]
         totals = {(counted or ["gpu"])[0]: 1} if has_gpu else {}
     return JobFacts(_words(job.job_state), nodes, _int(job.node_count), tuple(lines), totals, has_gpu, why, _user(job.user_name))

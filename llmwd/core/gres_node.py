@@ -75,7 +75,7 @@ def node_claim(used: str | None, configured: str | None, state: str | None) -> C
     detail = read_detail(used)
     if detail.gpus is None:
         return msgspec.structs.replace(claim(None, detail.why), used=_at_least(detail))
-    if totals and not detail.counts:
+    if totals and (not detail.counts or totals.get("gpu") and "gpu" not in detail.counts):
         return claim(None, "the node has GPUs, but GresUsed does not mention them")
     return claim(detail.gpus)
 

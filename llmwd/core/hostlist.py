@@ -12,7 +12,7 @@ from itertools import pairwise, product
 _DIGITS = 18  # longer numbers are no node names, and int() of thousands of digits is an attack
 _PARTS = 16  # Slurm knows a handful of dimensions
 _RANGE = re.compile(rf"([0-9]{{1,{_DIGITS}}})(?:-([0-9]{{1,{_DIGITS}}}))?\Z")
-_WORD = re.compile(r"[^\s\[\],()]*\Z")
+_WORD = re.compile(r"[\w.-]*\Z")
 _NOTHING = frozenset({"", "(null)", "None", "N/A", "None assigned"})
 
 Span = tuple[str, int]  # ("007", 12): from 7 to 12, written with at least three digits
@@ -70,8 +70,8 @@ def _entry(text: str) -> Entry:
             raise HostlistError(f"{piece[:40]!r} is not part of a node name")
         elif piece:
             parts.append(piece)
-    if not parts:
-        raise HostlistError("the hostlist has an empty entry")
+    if not any(char.isalnum() for char in text):
+        raise HostlistError("the hostlist has an entry without a name")
     if len(parts) > _PARTS:
         raise HostlistError(f"the entry {text[:40]!r} has too many brackets")
     return tuple(parts)

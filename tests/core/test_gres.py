@@ -68,7 +68,19 @@ def a_job(
         ("gpu:0", set()),
         ("gpu:a100:0(IDX:N/A)", set()),
         ("lscratch:100G", set()),
-        ("vgpu:2(IDX:0-1),gpumem:4K", set()),
+        ("gpumem:4K,gpuutil:1(IDX:0),gpu_mem(CNT:80),nic:2(IDX:0-1),lamp:2(IDX:0-1)", set()),
+        ("vgpu:2(IDX:0-1)", None),
+        ("gpus:2(IDX:0-1)", None),
+        ("gpu_h100:2(IDX:0-1)", None),
+        ("mig:2(IDX:0-1)", None),
+        ("nvidia:a100:1(0/4,1/4)", None),
+        ("gpus:2", None),
+        ("gpus:0(IDX:N/A),mig(CNT:4),mig:0", set()),
+        ("gres:gpu:2(IDX:0-1)", {0, 1}),
+        ("GRES/gpu:a100:2(IDX:0-1)", {0, 1}),
+        ("gpu:1(IDX:0)(IDX:1)", None),
+        ("shard:2(IDX:0)(0/4,2/4)", None),
+        ("gpu:0(UUID:a,b)", None),
         ("", set()),
         ("(null)", set()),
         ("N/A", None),
@@ -89,6 +101,7 @@ def a_job(
         ("shard:2", None),
         ("shard:2((null))", None),
         ("shard:3(1/4,1/4)", None),
+        ("shard:3(12/4)", None),
         ("shard:a:1(1/4),shard:b:0(0/4)", None),
         ("shard:40(IDX:" + ",".join(map(str, range(0, 60, 2))) + ")", None),
         ("???", None),
@@ -103,14 +116,16 @@ def test_a_list_of_gres_items(detail: str, gpus: set[int] | None) -> None:
 def test_totals_count_by_name_and_only_what_takes_a_gpu() -> None:
     assert read_totals("gpu:a100:4(S:0-1),gpu:v100:2,shard:8,lscratch:no_consume:100G,gpumem:1") == {"gpu": 6, "shard": 8}
     assert read_totals("gpu") == {"gpu": 1}
+    assert read_totals("gres:gpu:2,gres/shard:a40:4") == {"gpu": 2, "shard": 4}
+    assert read_totals("gpus:2,gpu_mem:80") == {"gpus": 2}, "a name that nobody knows may stand for GPUs"
     assert read_totals("(null)") == {}
     assert read_totals("gpu:4(S:0") is None
 
 
 def test_a_tres_list_grants_gpus_only_under_their_own_names() -> None:
-    for text in ("gres/gpu=1", "cpu=1,gres/gpu:a100=2", "gres/gpu:2080ti=1", "gres/shard=3", "gres:gpu:2", "gres/mps=50"):
+    for text in ("gres/gpu=1", "cpu=1,gres/gpu:a100=2", "gres/gpu:2080ti=1", "gres/shard=3", "gres:gpu:2", "gres/mps=50", "gres/gpus=2"):
         assert tres_has_gpu([text])
-    for text in ("", "cpu=8", "gres/gpumem=4", "gres/gpuutil=4", "gres/gpu=0", "gres/nic=1"):
+    for text in ("", "cpu=8", "gres/gpumem=4", "gres/gpuutil=4", "gres/gpu=0", "gres/gpus=0", "gres/nic=1"):
         assert not tres_has_gpu([text])
 
 
@@ -170,6 +185,15 @@ JOBS = {
     "a name that imitates an empty line": (
         a_job(head="JobId=7 JobName= Nodes=n1 CPU_IDs=0 Mem=0 GRES="), "n1", "7", {0, 1},
     ),
+    "the long name, counted nowhere else": (a_job("gres:gpu:2(IDX:0-1)", total="gres:gpu:2", tres="cpu=8"), "n1", "7", {0, 1}),
+    "GPUs under a site's own name": (a_job("gpus:2(IDX:0-1)", total="gpus:2", tres="cpu=8"), "n1", "7", None),
+    "the same, completing": (a_job("", state="COMPLETING", total="gpus:2", tres="cpu=8"), "n1", "7", None),
+    "what is only counted, under a name like a GPU's": (a_job("gpu_lic(CNT:2)", total="gpu_lic:2", tres="cpu=8"), "n1", "7", set()),
+    "a line with less than the total, given twice": (
+        a_job(lines="  Nodes=n1 CPU_IDs=0 Mem=0 GRES=gpu:1(IDX:0)\n" * 2), "n1", "7", None,
+    ),
+    "a node list that is none": (a_job("", nodes="n_}X1"), "n1", "7", None),
+    "a node list without a name": (a_job("", nodes="-"), "n1", "7", None),
     "brackets of a new kind": (a_job(nodes="n[1-2/2]"), "n1", "7", None),
 }
 
@@ -218,6 +242,9 @@ def a_node(used: str | None, state: str = "MIXED", configured: str = "gpu:a100:4
         (a_node("(null)"), None, False, ("MIXED",), 4),
         (a_node("N/A"), None, False, ("MIXED",), 4),
         (a_node("lscratch:0"), None, False, ("MIXED",), 4),
+        (a_node("shard:0", configured="gpu:4,shard:16"), None, False, ("MIXED",), 4),
+        (a_node("gpus:2", configured="gpus:4"), None, False, ("MIXED",), 0),
+        (a_node("(null)", configured="gpus:4"), None, False, ("MIXED",), 0),
         (a_node(None, configured="(null)"), set(), False, ("MIXED",), 0),
         (a_node("(null)", configured="lscratch:10"), set(), False, ("MIXED",), 0),
         (a_node("gpu:1(IDX:3)", configured="gpu:a:2,gpu:b:2(S:0)"), {3}, False, ("MIXED",), 4),
@@ -296,6 +323,7 @@ def a_reply(**changes: object) -> str:
         (a_reply(gres_detail=["", ""]), "n1", None),
         (a_reply(gres_detail=None), "n1", None),
         (a_reply(gres_detail=[], tres_alloc_str="cpu=8"), "n1", set()),
+        (a_reply(gres_detail=[], tres_alloc_str="cpu=8", job_state=["COMPLETED", "COMPLETING"]), "n1", None),
         (a_reply(gres_detail=["lscratch(CNT:5)", ""], tres_alloc_str="cpu=8"), "n1", set()),
         (a_reply(tres_alloc_str="cpu=8"), "n1", {0, 1}),
         (a_reply(gres_total="gpu:3"), "n2", None),
@@ -334,6 +362,7 @@ def test_a_json_reply_to_a_runs_name_needs_one_record_or_that_name() -> None:
         ("Node=n1 AbstractCores=0\n Gres=gpu Type=a Count=1 Index=0\n Gres=gpu Type=b Count=1 Index=3\n", {0, 3}),
         ("Node=n1 AbstractCores=0\n Gres=gpu Count=2 Index=0\n", None),
         ("Node=n1 AbstractCores=0\n Gres=gpu Count=2\n", None),
+        ("Node=n1 AbstractCores=0\n Gres=gpus Count=2 Index=0-1\nNode=n2 Memory=1\n", None),
         ("Node=n1 AbstractCores=0\n Gres=gpu Count=1 Index=1", None),
         ("Node=n1 AbstractCores=0\n", None),
         ("Node=n11 AbstractCores=0\n Gres=gpu Count=1 Index=1\n", None),

@@ -21,18 +21,23 @@ def damaged(draw: st.DrawFn, text: str) -> str:
     word = draw(st.integers(0, len(words) - 1))
     lines = text.splitlines(keepends=True)
     line = draw(st.integers(0, len(lines) - 1))
-    kind = draw(st.sampled_from(["insert", "replace", "drop word", "twice", "swap", "drop line", "case", "repeat line", "NUL"]))
+    kinds = ["insert", "replace", "drop word", "twice", "swap", "drop line", "drop part", "case", "repeat line", "NUL"]
+    kind = draw(st.sampled_from(kinds))
     match kind:
         case "insert":
             return text[:at] + draw(st.text(JUNK, min_size=1, max_size=3)) + text[at:]
         case "replace":
             return text if text[at].isdigit() else text[:at] + draw(st.sampled_from(JUNK)) + text[at + 1 :]
+        case "drop part":
+            part = re.compile(r"[^0-9]{1,12}").match(text, at)
+            return text[:at] + text[part.end() if part else at :]
         case "drop word":
             return " ".join(words[:word] + words[word + 1 :])
         case "twice":
             return " ".join(words[:word] + [words[word]] + words[word:])
         case "swap":
             other = draw(st.integers(0, len(words) - 1))
+            assume(not words[word].startswith("GRES=") or not words[other].startswith("GRES="))  # another node's: a lie
             words[word], words[other] = words[other], words[word]
             return " ".join(words)
         case "drop line":
@@ -44,11 +49,14 @@ def damaged(draw: st.DrawFn, text: str) -> str:
     return text.replace("\n", "\x00")
 
 
-@given(st.data(), jobs())
+LONG = st.sampled_from(["gpu", "gres:gpu", "gres/gpu", "GPU"])
+
+
+@given(st.data(), jobs(), LONG)
 @settings(max_examples=400, deadline=None)
-def test_a_damaged_record_has_no_fewer_gpus_or_is_unknown(data: st.DataObject, job: tuple) -> None:
+def test_a_damaged_record_has_no_fewer_gpus_or_is_unknown(data: st.DataObject, job: tuple, name: str) -> None:
     text, gpus, _ = job
-    found = gres.read_job(data.draw(damaged(text)), NODE, "77").gpus
+    found = gres.read_job(data.draw(damaged(GPU_ITEM.sub(f"{name}:", text))), NODE, "77").gpus
     assert found is None or found >= gpus
 
 
@@ -61,6 +69,17 @@ def test_a_damaged_reading_of_the_node_has_no_fewer_gpus_or_is_unknown(data: st.
     assume(len(split_by_type(gpus)) == 1 or len(GPU_ITEM.findall(text)) >= len(GPU_ITEM.findall(line)))
     found = gres.read_sinfo(text, NODE, 16).gpus
     assert found is None or found >= set(gpus)
+
+
+@given(st.data(), a_gpu_set.filter(bool), st.sampled_from(["gpus", "vgpu", "gpu_h100", "mig", "nvidia.com-gpu", "shards"]))
+@settings(max_examples=200, deadline=None)
+def test_indices_under_a_sites_own_name_for_gpus_are_never_none(data: st.DataObject, gpus: dict, name: str) -> None:
+    """Damaged or not: what they are indices of is not known."""
+    one = {index: "" for index in gpus}
+    text = a_record((NODE, detail(one, []).replace("gpu", name)), totals=f"{name}:{len(one)}").replace("gres/gpu", "gres/x")
+    assert gres.read_job(text, NODE, "77").gpus is None
+    found = gres.read_job(data.draw(damaged(text)), NODE, "77").gpus
+    assert found is None or found
 
 
 RECORD = (
