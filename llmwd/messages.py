@@ -4,6 +4,8 @@
 time (seconds since the epoch), only for showing. GPU indices are Slurm's (the IDX of GRES) unless said.
 """
 
+from typing import Annotated
+
 import msgspec
 
 from llmwd.vocab import Holder, NodePhase, Phase, Reason
@@ -303,48 +305,59 @@ class Envelope(Part, kw_only=True):
 
 
 # --- orders on the desk: asked by llmwd-ctl, answered by the one worker that can ---------------------
+#
+# They come from outside, so each field has bounds that the decoder keeps, before any worker meets it: a time that is
+# no number has ended a worker's loop. (NaN is above no least value.)
+
+LONGEST_S = 10 * 365 * 86400.0
+GPUS_MOST = 1024
+Seconds = Annotated[float, msgspec.Meta(ge=0, le=LONGEST_S)]
+Name = Annotated[str, msgspec.Meta(max_length=256, pattern=r"\A[^\x00-\x1f\x7f-\x9f]*\Z")]
+Text = Annotated[str, msgspec.Meta(max_length=4096)]
+JobId = Annotated[str, msgspec.Meta(pattern=r"\A[0-9]{1,18}\Z")]
+GpuIndex = Annotated[int, msgspec.Meta(ge=0, lt=GPUS_MOST)]
 
 
 class YieldOrder(Message, tag="yield", kw_only=True):
     """To the resolver: give all GPUs back and stay away (for_s None: until `resume`)."""
 
-    for_s: float | None
-    by: str
+    for_s: Seconds | None
+    by: Name
 
 
 class ResumeOrder(Message, tag="resume", kw_only=True):
     """To the resolver: the hold is over."""
 
-    by: str
+    by: Name
 
 
 class SwitchOrder(Message, tag="switch", kw_only=True):
     """To the vLLM manager: serve this profile from now on."""
 
-    profile: str
-    by: str
+    profile: Name
+    by: Name
 
 
 class ResetOrder(Message, tag="reset", kw_only=True):
     """To the vLLM manager, the tunnel manager, the front door or the notifier: forget the failures and try again."""
 
-    by: str
+    by: Name
 
 
 class NotifyOrder(Message, tag="notify", kw_only=True):
     """To the notifier: a notice to try it. Done when all were told, or wait; Refused when one refuses."""
 
-    message: str
-    by: str
+    message: Text
+    by: Name
 
 
 class ReleaseOrder(Message, tag="release_gpus", kw_only=True):
     """To the resolver, from the node's prolog: this job has these GPUs. Done when nothing of ours is there any more."""
 
-    job: str
-    gpus: tuple[int, ...]
-    within_s: float  # after that: Refused, `timed_out`
-    by: str
+    job: JobId
+    gpus: Annotated[tuple[GpuIndex, ...], msgspec.Meta(max_length=GPUS_MOST)]
+    within_s: Seconds  # after that: Refused, `timed_out`
+    by: Name
 
 
 Order = YieldOrder | ResumeOrder | SwitchOrder | ResetOrder | NotifyOrder | ReleaseOrder

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from llmwd import messages as wire
 from llmwd import vocab
+from llmwd.ctl.arguments import GPUS, LONGEST_S
 
 ON_MSGPACK = {
     "bus": wire.Envelope, "order": wire.Order, "reply": wire.Reply, "to the root": wire.ToRoot, "to a worker": wire.ToWorker,
@@ -30,6 +31,8 @@ def values(kind: object) -> st.SearchStrategy:
     if kind is int:
         return SMALL
     origin, args = typing.get_origin(kind), typing.get_args(kind)
+    if origin is typing.Annotated:
+        return within_bounds(args[0], args[1])
     if origin is tuple:
         return st.lists(values(args[0]), max_size=3).map(tuple)
     if origin is dict:
@@ -39,6 +42,17 @@ def values(kind: object) -> st.SearchStrategy:
     if inspect.isclass(kind) and issubclass(kind, msgspec.Struct):
         return st.fixed_dictionaries({f.name: values(f.type) for f in msgspec.structs.fields(kind)}).map(lambda told: kind(**told))
     return st.none() if kind in (None, type(None)) else st.from_type(kind)
+
+
+def within_bounds(kind: object, bounds: msgspec.Meta) -> st.SearchStrategy:
+    """Values that an order may have."""
+    if kind is float:
+        return st.floats(bounds.ge, bounds.le)
+    if kind is int:
+        return st.integers(bounds.ge, bounds.lt - 1)
+    if kind is str and bounds.pattern:
+        return st.from_regex(bounds.pattern).filter(lambda text: len(text) <= (bounds.max_length or len(text)))
+    return values(kind)
 
 
 def members(union: object) -> tuple[type, ...]:
@@ -79,6 +93,45 @@ def test_garbage_is_refused_as_msgspec_refuses(channel: str, garbage: bytes) -> 
 def test_garbage_on_a_holders_socket_is_refused(channel: str, garbage: bytes) -> None:
     with pytest.raises(msgspec.DecodeError):
         msgspec.json.decode(garbage, type=ON_JSON[channel])
+
+
+ORDERS = [kind for kind in MESSAGES if kind in members(wire.Order)]
+ABSURD = {
+    float: (float("nan"), float("inf"), float("-inf"), -1.0, 1e300),
+    int: (-1, wire.GPUS_MOST, 1 << 62),
+    str: ("x" * 50_000,),
+    tuple: ((0,) * (wire.GPUS_MOST + 1),),
+}
+
+
+def parts(kind: object) -> list[object]:
+    """A field's type, taken apart: without Annotated, and what a union or a list is of."""
+    return [kind] if inspect.isclass(kind) else [kind, *(part for arg in typing.get_args(kind) for part in parts(arg))]
+
+
+@pytest.mark.parametrize(("order", "field"), [(order, field) for order in ORDERS for field in order.__struct_fields__])
+def test_every_field_of_an_order_has_bounds(order: type, field: str) -> None:
+    """A worker's loop is not to meet what its arithmetic cannot do with; the decoder refuses it."""
+    well = {"by": "me", "for_s": 1.0, "within_s": 1.0, "job": "1", "gpus": [0], "profile": "p", "message": "m"}
+    told = {"type": order.__struct_config__.tag, **{name: well[name] for name in order.__struct_fields__}}
+    decoder = msgspec.msgpack.Decoder(wire.Order)
+    assert isinstance(decoder.decode(msgspec.msgpack.encode(told)), order)
+    kind = next(each.type for each in msgspec.structs.fields(order) if each.name == field)
+    absurd = [value for basic, values in ABSURD.items() if basic in map(origin_of, parts(kind)) for value in values]
+    absurd = [(value,) if isinstance(value, int) else value for value in absurd]
+    assert absurd
+    for value in absurd:
+        with pytest.raises(msgspec.ValidationError):
+            decoder.decode(msgspec.msgpack.encode(told | {field: value}))
+
+
+def origin_of(kind: object) -> object:
+    return typing.get_origin(kind) or kind
+
+
+def test_whatever_llmwd_ctl_takes_for_a_duration_or_for_gpus_is_within_an_orders_bounds() -> None:
+    assert LONGEST_S <= wire.LONGEST_S
+    assert max(GPUS.convert("0-999", None, None)) < wire.GPUS_MOST
 
 
 def test_an_order_is_not_taken_for_a_fact_nor_a_fact_for_an_order() -> None:

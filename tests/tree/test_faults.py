@@ -8,11 +8,8 @@ import socket
 import time
 from pathlib import Path
 
-import msgspec
 import pytest
-import zmq
 
-from llmwd.messages import ResetOrder, SwitchOrder, YieldOrder
 from tests.fakes.ntfy import NtfyServer
 from tests.fakes.wallclock import WallClock
 from tests.tree.conftest import Start
@@ -192,20 +189,3 @@ def test_lies_on_the_holders_socket_do_not_keep_the_gpus(supervised: Start) -> N
         liar.send(b'{"type":"renew","expires_s":1e300}')
         tree.job(1, "0-7")
         gone(tree, 5)
-
-
-@pytest.mark.parametrize("order", [
-    YieldOrder(by="x" * 50000, for_s=float("nan")), YieldOrder(by="", for_s=-1e300), YieldOrder(by="\x1b[2J", for_s=float("inf")),
-    SwitchOrder(by="x", profile="../../../etc/passwd"), SwitchOrder(by="x", profile="\0" * 1000), ResetOrder(by="x"),
-], ids=range(6))  # fmt: skip
-def test_absurd_orders_are_answered_and_crash_nobody(supervised: Start, order: object) -> None:
-    tree = supervised()
-    before = tree.all_ready()
-    with zmq.Context() as context, context.socket(zmq.REQ) as desk:
-        desk.setsockopt(zmq.LINGER, 0)
-        desk.connect(f"ipc://{tree.runtime}/desk-{'resolver' if isinstance(order, YieldOrder) else 'vllm'}")
-        desk.send(msgspec.msgpack.encode(order))
-        assert desk.poll(10000), "no answer"
-    tree.ctl("resume")
-    after = tree.all_ready()
-    assert [each["pid"] for each in after["workers"]] == [each["pid"] for each in before["workers"]]
