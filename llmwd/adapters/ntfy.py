@@ -2,6 +2,7 @@
 node without notices need not hold its memory."""
 
 import base64
+import errno
 import time
 from enum import StrEnum
 from urllib.parse import urlsplit
@@ -16,7 +17,11 @@ CONNECT_WITHIN_S = 5.0
 ANSWER_WITHIN_S = 10.0
 ANSWER_BYTES = 16 << 10
 LONGEST_WHY = 200
-REFUSED = (401, 403, 404)  # the address or the right is wrong: no notice at all will pass
+REFUSED = (401, 403)  # no notice at all will pass
+NOT_FOUND = 404  # the address is wrong, if it is ntfy that says so: a proxy in between says it while ntfy is away
+MOVED = (301, 308)  # for good; what is moved for a while is tried again
+BAD = (400, 413)
+LASTING = (errno.ENOENT, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG)  # of a file that cannot be read
 
 
 class Result(StrEnum):
@@ -82,14 +87,19 @@ def cancel(server: str, topic: str, sid: str, access: Access = Access()) -> Outc
 
 
 def _ask(method: str, server: str, url: str, topic: str, body: bytes, access: Access) -> Outcome:
-    import requests
-
     where = shown(server)
+    try:
+        import requests
+    except ImportError as error:  # an environment that is being renewed
+        return Outcome(Result.again, f"the library requests cannot be loaded: {error}")
     end_s = time.monotonic() + ANSWER_WITHIN_S
     try:
         headers = {"Content-Type": "application/json"} | access.headers()
     except DirError as error:
-        return Outcome(Result.refused, str(error))
+        # On a network file system a file is not there for a moment (ESTALE, EIO), and then it is again.
+        cause = error.__cause__
+        passing = isinstance(cause, OSError) and cause.errno not in LASTING
+        return Outcome(Result.again if passing else Result.refused, str(error))
     try:
         # A redirected POST comes back as a GET, which ntfy answers with 200 and its start page.
         with requests.request(
@@ -108,7 +118,8 @@ def _ask(method: str, server: str, url: str, topic: str, body: bytes, access: Ac
         return Outcome(Result.again, f"{where} cannot be reached within {CONNECT_WITHIN_S:g} s")
     except requests.exceptions.Timeout:
         return Outcome(Result.again, f"{where} does not answer within {ANSWER_WITHIN_S:g} s")
-    except requests.exceptions.RequestException as error:
+    # Not only its own: a bundle of certificates that is not there, for one, is an OSError.
+    except (requests.exceptions.RequestException, OSError) as error:
         return Outcome(Result.again, f"{where} cannot be reached ({type(error).__name__})")
 
 
@@ -135,12 +146,10 @@ def _judge(status: int, text: bytes, where: str, topic: str) -> Outcome:
     if answer.error:
         # The topic is the password of an open server, and some errors quote it.
         said += f": {answer.error.replace(topic, '***')[:LONGEST_WHY]}"
-    if status == 200 and answer.id:
+    if 200 <= status < 300 and answer.id:
         return Outcome(Result.sent, status=status, replaces=bool(answer.sequence_id))
-    if status == 200:
+    if 200 <= status < 300:
         return Outcome(Result.again, f"{where} answers, but not as ntfy does (a login page in between?)", status)
-    if status in REFUSED or 300 <= status < 400:
+    if status in REFUSED or status in MOVED or (status == NOT_FOUND and answer.code):
         return Outcome(Result.refused, f"{said}: check NTFY_SERVER, NTFY_TOPIC and who may write to it", status, answer.code)
-    if status == 429 or status >= 500:
-        return Outcome(Result.again, said, status, answer.code)
-    return Outcome(Result.bad, said, status, answer.code)
+    return Outcome(Result.bad if status in BAD else Result.again, said, status, answer.code)

@@ -14,14 +14,16 @@ PRIORITIES = {"min": 1, "low": 2, "default": 3, "high": 4, "max": 5, "urgent": 5
 ALARM_PRIORITY = 4
 TAGS_BYTES = 200
 LATE_S = 60.0
+LATE = "\n(This was at "
 LOG_LINES = 8
 LOG_BYTES = 1500
 
 RETRY_MIN_S = 2.0
 RETRY_LIMITED_MIN_S = 5.0  # ntfy says 429 without a Retry-After, and gives one request back every 5 s
 RETRY_MAX_S = 300.0
-RETRY_DAY_S = 3600.0
-DAILY_QUOTA = 42908
+DAILY_QUOTA = 42908  # given back at midnight, UTC
+QUOTA_BACK_S = 300.0  # after midnight, with as much jitter: clocks differ, and all who wait come at once
+DAY_S = 86400.0
 
 
 def cut(text: str, most_bytes: int) -> str:
@@ -39,8 +41,8 @@ def body(entry: Entry, topic: str, priority: str, tags: tuple[str, ...], click: 
     return _within(
         {
             "topic": topic,
-            "title": cut(entry.title, TITLE_BYTES),
-            "message": cut(text(entry, now_at), MESSAGE_BYTES),
+            "title": title(entry.title),
+            "message": text(entry, now_at),
             "tags": _tags((entry.tag, *tags)),
             "priority": max(level, ALARM_PRIORITY) if entry.alarm else level,
             "sequence_id": entry.sid,
@@ -56,7 +58,7 @@ def deadman(sid: str, node: str, topic: str, minutes: int, tags: tuple[str, ...]
         "was killed."
     )
     sent = {
-        "topic": topic, "title": cut(f"No sign of life from llmwd on {node}", TITLE_BYTES), "message": message,
+        "topic": topic, "title": title(f"No sign of life from llmwd on {node}"), "message": message,
         "tags": _tags(("skull", *tags)), "priority": ALARM_PRIORITY, "sequence_id": sid, "delay": f"{minutes}m",
     }  # fmt: skip
     return _within(sent | ({"click": click} if click else {}))
@@ -65,7 +67,10 @@ def deadman(sid: str, node: str, topic: str, minutes: int, tags: tuple[str, ...]
 def _within(sent: dict[str, object]) -> bytes:
     data = msgspec.json.encode(sent)
     if len(data) > BODY_BYTES:  # full of characters that JSON has to escape
-        data = msgspec.json.encode(sent | {"message": cut(sent["message"], MESSAGE_BYTES // 2)})
+        short, late, when = sent["message"].rpartition(LATE)
+        if not late:
+            short, when = when, ""
+        data = msgspec.json.encode(sent | {"message": cut(short, MESSAGE_BYTES // 2) + late + when})
     return data
 
 
@@ -78,12 +83,17 @@ def _tags(tags: tuple[str, ...]) -> list[str]:
     return kept
 
 
+def title(text: str) -> str:
+    """A title is one line."""
+    return cut(" ".join(text.split()), TITLE_BYTES)
+
+
 def text(entry: Entry, now_at: float) -> str:
-    """The message; what is told late says when it was."""
+    """The message within its limit; what is told late says when it was."""
     if now_at - entry.created_at < LATE_S or entry.folds or entry.lost:
-        return entry.message
-    when = datetime.fromtimestamp(entry.created_at, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
-    return f"{entry.message}\n(This was at {when}.)"
+        return cut(entry.message, MESSAGE_BYTES)
+    when = LATE + datetime.fromtimestamp(entry.created_at, UTC).strftime("%Y-%m-%d %H:%M:%S UTC") + ".)"
+    return cut(entry.message, MESSAGE_BYTES - len(when)) + when
 
 
 def with_log(message: str, log: str) -> str:
@@ -93,11 +103,11 @@ def with_log(message: str, log: str) -> str:
     return f"{message}\n\nThe end of its log:\n{end}" if end else message
 
 
-def retry_after_s(tries: int, status: int | None, code: int | None, dice: float) -> float:
+def retry_after_s(tries: int, status: int | None, code: int | None, dice: float, now_at: float = 0.0) -> float:
     """Seconds until the next try after `tries` failed ones. status: of HTTP, None without an answer; code: ntfy's own;
-    dice in [0, 1)."""
+    dice in [0, 1); now_at: without it, the longest that a wait can be."""
     if code == DAILY_QUOTA:
-        return RETRY_DAY_S
+        return DAY_S - now_at % DAY_S + QUOTA_BACK_S * (1 + dice)
     first_s = RETRY_LIMITED_MIN_S if status == 429 else RETRY_MIN_S
     delay_s = min(RETRY_MAX_S, first_s * 2 ** min(tries - 1, 20))
     return delay_s * (1 + dice / 2)

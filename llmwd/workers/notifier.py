@@ -19,18 +19,7 @@ from llmwd.config import Loaded, Settings
 from llmwd.core import notices, noticetext, outbox, untold
 from llmwd.core.notices import Notice, Seen
 from llmwd.core.outbox import Book, Deadman, Entry
-from llmwd.messages import (
-    Done,
-    GpusFact,
-    NoticesFact,
-    NotifyOrder,
-    Refused,
-    Reply,
-    ResetOrder,
-    RootFact,
-    ServerFact,
-    TunnelFact,
-)
+from llmwd.messages import Done, GpusFact, NoticesFact, NotifyOrder, Refused, Reply, ResetOrder, RootFact, ServerFact, TunnelFact
 from llmwd.vocab import Event, Worker
 from llmwd.workers import deadman
 from llmwd.workers.base import Boot, Shell, repeat_every_s
@@ -41,6 +30,7 @@ SETTLE_S = 0.05  # what several workers say about one event arrives in any order
 STOP_MARGIN_S = 0.5  # of an ordered stop's time that is not spent on sending
 ANSWER_WITHIN_S = 4.0  # to who asked for a notice; the command waits a little longer
 READ_WITHIN_S = 5.0  # so long the first notices wait for the disk
+LOG_WITHIN_S = 2.0  # so long a notice waits for the log that belongs to it
 OF_NTFY = ("ntfy_topic", "ntfy_server")
 
 
@@ -57,7 +47,8 @@ class Notifier:
         self.lanes = Lanes()
         self.switch = deadman.Switch(shell, self.now_at, access)
         self.lost = 0
-        self.read = self.listening = self.stopping = self.looking = False
+        self.read = self.listening = self.stopping = False
+        self.looking: tuple[Notice, ...] | None = None  # what waits for logs to be read
         self._left: tuple[str, ...] = ()
         self._published: NoticesFact | None = None
 
@@ -107,6 +98,7 @@ class Notifier:
             self.shell.subscribe(Worker.resolver, self.on_gpus)
             self.shell.subscribe(Worker.vllm, self.on_server)
             self.shell.subscribe(Worker.tunnel, self.on_tunnel)
+        self._settle()  # what was heard of before
         self._proceed()
 
     def on_gpus(self, fact: GpusFact) -> None:
@@ -171,6 +163,8 @@ class Notifier:
 
     def on_stop(self, within_s: float) -> None:
         """Tell that it ends, if that can be told in time; what cannot waits on disk for the next start."""
+        if self.looking is not None:
+            self._looked(self.looking, [])
         self.stopping = True
         if not self.on:
             self.shell.finish()
@@ -203,21 +197,25 @@ class Notifier:
     # --- what follows ------------------------------------------------------------------------------------
 
     def _consider(self) -> None:
-        if not self.on or self.stopping or self.looking or not self.read:
+        if not self.on or self.stopping or self.looking is not None or not self.read:
             return
         due = notices.consider(self.book.state.told, self.seen)
         logs = [self.shell.boot.logs / notice.log for notice in due if notice.log]
         if logs:
-            self.looking = True
+            self.looking = due
             self.shell.beside(lambda: [cloudflared.tail(path, 0) for path in logs], lambda tails: self._looked(due, tails or []))
+            self.shell.at("log", time.monotonic() + LOG_WITHIN_S, lambda: self._looked(due, []))
             return
         self._put_all(due)
 
     def _looked(self, due: tuple[Notice, ...], tails: list[str]) -> None:
-        self.looking = False
+        """With the ends of the logs, or without, if these do not come in time."""
+        if self.looking is not due:
+            return
+        self.looking = None
         left = iter(tails)
         self._put_all(tuple(
-            msgspec.structs.replace(notice, message=noticetext.with_log(notice.message, next(left, ""))) if notice.log else notice
+            msgspec.structs.replace(notice, message=noticetext.with_log(notice.message, redact.mask(next(left, "")))) if notice.log else notice
             for notice in due
         ))  # fmt: skip
         self._settle()

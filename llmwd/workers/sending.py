@@ -51,7 +51,8 @@ class Lane:
         if entry is None:
             return
         self.sending = entry
-        failed = Outcome(Result.bad, "the notice could not be sent: see the traceback")
+        # Whatever went wrong with us, nobody has refused the notice.
+        failed = Outcome(Result.again, "the notice could not be sent: see the traceback")
         self.shell.beside(lambda: self.deliver(entry), lambda outcome: then(entry, outcome or failed))
 
     def over(self, book: Book, entry: Entry, outcome: Outcome, now_at: float) -> Book:
@@ -75,7 +76,7 @@ class Lane:
         if outcome.why != self.trouble:
             self.shell.log.warning("not told yet (%s): %s", entry.title, outcome.why)
         self.trouble = outcome.why
-        self.quiet_until_at = now_at + noticetext.retry_after_s(self.tries, outcome.status, outcome.code, random.random())
+        self.quiet_until_at = now_at + noticetext.retry_after_s(self.tries, outcome.status, outcome.code, random.random(), now_at)
         return outbox.tried(book, entry)
 
     def _say(self, entry: Entry, outcome: Outcome) -> None:

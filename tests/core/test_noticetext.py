@@ -46,12 +46,27 @@ def test_waits_double_with_jitter_up_to_a_limit_and_a_429_is_given_more_time():
     assert [retry_after_s(tries, None, None, 0.0) for tries in (1, 2, 3)] == [2.0, 4.0, 8.0]
     assert retry_after_s(1, 429, 42901, 0.0) == 5.0 < retry_after_s(1, 429, 42901, 0.9)
     assert retry_after_s(99, 500, 50001, 0.99) <= 1.5 * noticetext.RETRY_MAX_S
-    assert retry_after_s(1, 429, noticetext.DAILY_QUOTA, 0.0) >= 3600
+
+
+def test_a_daily_quota_is_waited_for_until_just_after_midnight():
+    for now_at, dice in ((0.0, 0.0), (1e9, 0.5), (1.7e9, 0.99)):
+        then_at = now_at + retry_after_s(7, 429, noticetext.DAILY_QUOTA, dice, now_at)
+        assert 300 <= then_at % noticetext.DAY_S < 600 and 0 < then_at - now_at <= noticetext.DAY_S + 600
+
+
+def test_a_title_is_one_line():
+    assert json.loads(body(entry("a\nb\r\n c"), "t", "3"))["title"] == "a b c"
 
 
 def test_what_is_told_late_says_when_it_was():
     assert noticetext.text(entry(), 30.0) == "m"
     assert noticetext.text(entry(), 3600.0) == "m\n(This was at 1970-01-01 00:00:00 UTC.)"
+
+
+def test_when_it_was_is_told_however_long_the_message_is():
+    for char in ("m", "\x07", '"', "漢"):
+        found = json.loads(noticetext.body(entry("t", char * 9000), "t", "3", (), "", 3600.0))["message"]
+        assert found.endswith("\n(This was at 1970-01-01 00:00:00 UTC.)") and len(found.encode()) <= noticetext.MESSAGE_BYTES
 
 
 def test_the_end_of_a_log_is_a_few_lines_at_most():

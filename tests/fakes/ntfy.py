@@ -4,10 +4,10 @@
     with NtfyServer() as server:  server.url, server.messages, server.plan[:] = ["429", "hang", ...]
     ntfy.py [PORT]                runs one in the foreground
 
-Each publish takes the next word of `plan`; none left: "ok". Limits and error texts are those of ntfy 2.13; a 429 has
+Each publish takes the next word of `plan`, each DELETE one of `delete_plan`; none left: "ok". Limits and error texts are those of ntfy 2.13; a 429 has
 no Retry-After. A message with the sequence_id of an earlier one replaces it on the screen and while it is scheduled, as
 from 2.16 on (`old`: before that); DELETE takes it back. `users`: who may publish, "Bearer ..." or "Basic ..." to the
-topics that they may write to; empty: everybody. down() and up(): on the same port. `ahead_s` moves the server's clock.
+topics that they may write to, others (without credentials) to none of these; empty: everybody. down() and up(): on the same port. `ahead_s` moves the server's clock.
 """
 
 import json
@@ -33,6 +33,11 @@ ERRORS = {  # word of the plan: (status, code, text)
     "500": (500, 50001, "internal server error"),
     "503": (503, 50301, "unavailable"),
 }
+# Answers of what stands before an ntfy: no code of its own. Word: (status, where to)
+PROXIES = {
+    "portal": (200, None), "redirect": (301, "/login"), "308": (308, "/login"), "302": (302, "/login"), "307": (307, "/login"),
+    "204": (204, None), "proxy-404": (404, None), "405": (405, None), "408": (408, None), "425": (425, None), "502": (502, None),
+}  # fmt: skip
 
 
 class NtfyServer(ThreadingHTTPServer):
@@ -52,6 +57,8 @@ class NtfyServer(ThreadingHTTPServer):
         self.ahead_s = 0.0
         self.lock = threading.RLock()
         self.plan: list[str] = []
+        self.delete_plan: list[str] = []
+        self.deletes: list[tuple[str, str]] = []  # (word of the plan, sequence id)
         self.tries: list[tuple[float, str, str | None]] = []  # (when, word of the plan, Authorization)
         self.ending = threading.Event()
         self._thread: threading.Thread | None = None
@@ -152,24 +159,32 @@ class _Handler(BaseHTTPRequestHandler):
         if self.path != "/" and self.headers.get("User-Agent", "").startswith("Apprise"):  # some other service's webhook
             self.server.hooks.append(json.loads(body))
             return self._answer(200, b"{}")
-        who = self.headers.get("Authorization")
-        if word == "ok" and self.server.users:
-            if who not in self.server.users:
-                return self._fail(*ERRORS["401"])
-            if json.loads(body)["topic"] not in self.server.users[who]:
-                return self._fail(*ERRORS["403"])
-        if word == "portal":
-            self._answer(200, b"<html>Please log in</html>", "text/html")
-        elif word == "redirect":
-            self._answer(301, b"", "text/html", location="/login")
+        if word == "ok" and self._refused(json.loads(body).get("topic", "")):
+            return
+        if word in PROXIES:
+            self._from_a_proxy(word)
         elif word == "echo-topic":
             self._fail(403, 40301, f"forbidden: {json.loads(body)['topic']}")
         elif word in ERRORS:
             self._fail(*ERRORS[word])
         else:
-            self._publish(body, cut=word == "cut", late=word == "late")
+            self._publish(body, cut=word == "cut", late=word == "late", status=201 if word == "201" else 200)
 
-    def _publish(self, body: bytes, cut: bool, late: bool) -> None:
+    def _refused(self, topic: str) -> bool:
+        """Whether the answer was that they may not: 401 for credentials that are none, 403 for a right that they lack."""
+        who, users = self.headers.get("Authorization"), self.server.users
+        if not users or topic in users.get(who, ()):
+            return False
+        if who is None and not any(topic in topics for topics in users.values()):
+            return False  # a topic that is nobody's is open
+        self._fail(*ERRORS["401" if who is not None and who not in users else "403"])
+        return True
+
+    def _from_a_proxy(self, word: str) -> None:
+        status, location = PROXIES[word]
+        self._answer(status, b"" if status == 204 else b"<html>Please log in</html>", "text/html", location)
+
+    def _publish(self, body: bytes, cut: bool, late: bool, status: int) -> None:
         if len(body) > BODY_BYTES:
             return self._fail(*ERRORS["413"])
         try:
@@ -192,10 +207,19 @@ class _Handler(BaseHTTPRequestHandler):
         if late:
             self.server.ending.wait(60)
         elif not cut:  # else accepted, and the answer is lost
-            self._answer(200, json.dumps(kept).encode())
+            self._answer(status, json.dumps(kept).encode())
 
     def do_DELETE(self) -> None:
         topic, _, sid = self.path.lstrip("/").partition("/")
+        word = self.server.delete_plan.pop(0) if self.server.delete_plan else "ok"
+        self.server.deletes.append((word, sid))
+        if word == "hang":
+            self.server.ending.wait(60)
+            return
+        if word in ERRORS:
+            return self._fail(*ERRORS[word])
+        if self._refused(topic):
+            return
         if self.server.old or not sid:
             return self._fail(*ERRORS["404"])
         self.server.forget(topic, sid)

@@ -2,17 +2,36 @@
 
 import base64
 import json
+import os
 import socket
 import sqlite3
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import msgspec
 import pytest
 
+from llmwd.adapters import rundir
 from llmwd.adapters.journal import read_journal
-from llmwd.messages import Done, GpusFact, NotifyOrder, Refused, ResetOrder, Revocation, TunnelFact
-from llmwd.vocab import NodePhase, Phase, Reason
+from llmwd.adapters.ntfy import Result
+from llmwd.core import outbox
+from llmwd.core.notices import Notice
+from llmwd.core.outbox import Book
+from llmwd.messages import (
+    Done,
+    Envelope,
+    GpusFact,
+    NotifyOrder,
+    Refused,
+    ResetOrder,
+    Revocation,
+    RootFact,
+    TunnelFact,
+    WorkerState,
+)
+from llmwd.vocab import Event, NodePhase, Phase, Reason
+from llmwd.workers import sending
 from tests.fakes.ntfy import NtfyServer
 from tests.workers.harness import Stage, server_fact
 
@@ -157,6 +176,24 @@ def test_a_server_that_is_busy_is_tried_again_later_and_left_alone_meanwhile(sta
     first, second, _ = stage.server.tries
     assert second[0] - first[0] >= 1.9
     stage.until_fact(phase=Phase.ready, detail="", sent=2, waiting=0)
+
+
+def test_what_goes_wrong_with_us_is_tried_again_and_drops_nothing(tmp_path, server, monkeypatch):
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", "/nowhere/ca.pem")
+    with Notifier(tmp_path, server, NTFY_SERVER=server.url.replace("http:", "https:")) as stage:
+        stage.start()
+        stage.be(NodePhase.failed, reason=Reason.server_failed)
+        fact = stage.until_fact(phase=Phase.backoff)
+        assert (fact.waiting, fact.failed) == (1, 0)
+        stage.until(lambda: kept_titles(stage) == ["Failed on node7"])
+
+
+def test_an_exception_that_nobody_expects_drops_nothing():
+    """beside() gives None for it."""
+    shell, outcomes = SimpleNamespace(beside=lambda work, then: then(None)), []
+    book = outbox.put(Book(), Notice(None, "", "t", "m", "boom", Event.failed), ("ntfy",), 0.0)
+    sending.Lane(shell, "ntfy", lambda entry: 1 / 0).begin(book, 0.0, lambda entry, outcome: outcomes.append(outcome.result))
+    assert outcomes == [Result.again]
 
 
 def test_an_answer_that_is_lost_leads_to_another_try_that_replaces_the_first(stage):
@@ -308,6 +345,38 @@ def test_a_failure_is_told_with_the_end_of_the_servers_log_without_secrets(stage
     assert "sk-abc" not in stage.server.messages[0]["message"]
 
 
+def test_a_secret_that_the_cut_would_go_through_is_taken_out_of_a_log_before(stage):
+    stage.dirs.logs.mkdir(exist_ok=True)
+    (stage.dirs.logs / "server.log").write_text(f"token tk_{'S' * 60} {'y' * 1465}\n")
+    stage.start()
+    stage.be(NodePhase.failed, reason=Reason.server_failed)
+    stage.until_told("Failed on node7")
+    assert stage.server.messages[0]["message"].endswith("yyy") and "SSS" not in stage.server.messages[0]["message"]
+
+
+def test_a_log_that_cannot_be_read_holds_up_no_notice(stage):
+    stage.dirs.logs.mkdir(exist_ok=True)
+    os.mkfifo(stage.dirs.logs / "server.log")  # as on a file system that hangs
+    stage.start()
+    stage.be(NodePhase.failed, reason=Reason.server_failed)
+    stage.until_told("Failed on node7")
+    stage.publish("tunnel", tunnel_up())
+    stage.until_told("Failed on node7", "Tunnel up: https://llm.example.org")
+    assert stage.stop(5.0) == 0
+
+
+def test_a_worker_in_quarantine_is_told_with_the_end_of_its_log(stage):
+    stage.dirs.logs.mkdir(exist_ok=True)
+    (stage.dirs.logs / "vllm.log").write_text("Traceback\nMemoryError: no more of it\n")
+    broken = WorkerState(name="vllm", pid=None, phase=Phase.failed, restarts=5, since_at=0.0, detail="killed by signal 9")
+    fact = RootFact(pid=1, start=1, stopping=False, workers=(broken,), started_at=0.0, node="node7", home="/", version="", at_s=1.0)
+    rundir.retain_fact(stage.dirs.runtime, "root", msgspec.msgpack.encode(Envelope(sender="root", pid=1, epoch=1, seq=1, fact=fact)))
+    stage.start()
+    stage.until_told("In quarantine on node7: vllm")
+    message = stage.server.messages[0]["message"]
+    assert "killed by signal 9" in message and message.endswith("Traceback\nMemoryError: no more of it")
+
+
 def test_the_server_tells_the_death_of_a_node_and_nothing_after_an_orderly_end(tmp_path, server):
     with Notifier(tmp_path, server, NTFY_DEADMAN=30) as stage:
         stage.start()
@@ -364,7 +433,7 @@ def test_a_corrected_address_gets_what_waited_for_the_wrong_one(tmp_path, server
             stage.until_fact(phase=Phase.stopped, waiting=1)
             stage.reload(**stage.base | {"NTFY_TOPIC": "", "NOTIFY_URLS": f"json://127.0.0.1:{server.server_port}/right"})
             stage.until_fact(waiting=0, sent=1)
-    assert [hook["title"] for hook in server.hooks] == ["Failed on node7"]
+            assert [hook["title"] for hook in server.hooks] == ["Failed on node7"]
 
 
 def test_a_notice_that_is_not_accepted_does_not_hold_up_the_others(stage):
