@@ -9,7 +9,10 @@ when the job begins to complete. For the same reason a GPU counts as used from r
 one, and a job that is seen no more is *leaving*: it keeps its GPUs until a quiet reading that began later. Where a
 reading cannot be decided (a node may tell only how many GPUs are used), it counts with the listing of the
 node's jobs that follows it; what it counts beyond the GPUs of the jobs that are shown belongs to *hidden* ones
-(PrivateData), which may have any. Unknown is never taken for none.
+(PrivateData), which may have any. A reading that is *unreadable* does not even count: the listing shows what the others
+have and not whether there are hidden ones, so it settles nothing and no lease is granted on it. It ends none either: it
+is like a slurmctld that does not answer, no sign of anybody, and may stay so for as long as the site has that form.
+Unknown is never taken for none.
 
 Indices are Slurm's. No clock in here: every method is told the time.
 """
@@ -65,8 +68,9 @@ class Claims:
         self._update(now_s)
         if self._listing_due:
             self._listing_due = False
-            self._used, self._used_whole = frozenset(), True
-            self._let_go()
+            if not self.unreadable():
+                self._used, self._used_whole = frozenset(), True
+                self._let_go()
         self._look_for_hidden(now_s)
 
     def answer(self, id: str, claim: Claim, now_s: float) -> None:
@@ -119,6 +123,9 @@ class Claims:
         self.reading = reading
         claim = reading.claim
         self._listing_due = claim.gpus is None
+        if claim.gpus is not None:
+            self._listed = {}  # of another time; this reading has what they have
+            self._update(now_s)
         self._look_for_hidden(now_s)
         if claim.gpus is None:
             return
@@ -162,7 +169,15 @@ class Claims:
 
     def unsettled(self) -> bool:
         """Whether the node's readings leave open who has its GPUs: no lease may be granted on them yet."""
-        return self.reading is not None and (self._listing_due or not self._used_whole and self.reading.claim.completing)
+        if self.reading is None:
+            return False
+        half = not self._used_whole and self.reading.claim.completing
+        return self._listing_due or half or bool(self.unreadable())
+
+    def unreadable(self) -> str:
+        """Why the latest reading tells neither which GPUs are in use nor how many; empty if it does."""
+        claim = self.reading.claim if self.reading is not None else None
+        return claim.why if claim is not None and claim.gpus is None and claim.used is None else ""
 
     def reading_wanted(self) -> bool:
         """Whether a fresh reading would settle something: somebody left, is hidden, or nobody answers for a job."""
@@ -218,7 +233,7 @@ class Claims:
 
     def _look_for_hidden(self, now_s: float) -> None:
         """Compare what the node counts with what the jobs have, once both are of one time and every job is known."""
-        if self.reading is None or self.reading.started_s <= self._left_s:
+        if self.reading is None or self.reading.started_s <= self._left_s or self.unreadable():
             return
         jobs = [job for job in self._jobs.values() if not job.sim and not job.off]
         shown = frozenset[int]().union(*(job.known or frozenset() for job in jobs))

@@ -11,7 +11,8 @@ NONE: frozenset[int] = frozenset()
 COMPLETING = Claim(None, "it completes", completing=True, states=("COMPLETED", "COMPLETING"))
 FINISHED = Claim(NONE, states=("COMPLETED",))
 WAITS = Claim(NONE, states=("PENDING",))
-UNDECIDABLE = Claim(None, "no indices", states=("MIXED",))
+UNDECIDABLE = Claim(None, "no indices", states=("MIXED",), used=0)
+UNREADABLE = Claim(None, "weird[3] is no GRES item", states=("MIXED",))
 
 
 def running(*gpus: int) -> Claim:
@@ -341,7 +342,7 @@ def test_an_unknown_job_without_an_answer_of_its_own_tells_why_nobody_is_answere
 def test_no_listing_lets_a_job_go_while_something_completes(claims: Claims) -> None:
     answered(claims, running(0))
     claims.see((), 5.0)
-    claims.read(NodeReading(5.2, Claim(None, "no indices", completing=True)), 5.3)
+    claims.read(NodeReading(5.2, Claim(None, "no indices", completing=True, used=0)), 5.3)
     claims.take_listing(frozenset(), 5.4)
     assert view(claims).gpus == {0}
 
@@ -374,6 +375,63 @@ def test_gpus_that_slurm_counts_beyond_those_of_the_jobs_it_shows_may_be_any(cla
     assert hidden(claims, 3.1 + DEADLINE_S).gpus is None, "unknown is never taken for none"
     claims.read(counted(20.0, 2), 20.1)
     assert hidden(claims, 99) is None
+
+
+def test_on_a_reading_that_does_not_even_count_no_lease_is_granted_and_none_is_ended(claims: Claims) -> None:
+    """Jobs may be hidden (PrivateData), and nothing says that there are any."""
+    answered(claims, running(0))
+    claims.read(used(2.0, 0, 1), 2.1)
+    for at_s in (3.0, 60.0, 900.0):
+        claims.read(NodeReading(at_s, UNREADABLE), at_s + 0.1)
+        claims.take_listing(frozenset({"7"}), at_s + 0.2)
+        assert claims.unsettled() and claims.unreadable() == UNREADABLE.why
+        assert [view.gpus for view in claims.views(at_s + 50)] == [{0}] and claims.used_by_node() == {0, 1}
+    claims.read(used(1000.0, 0), 1000.1)
+    assert not claims.unsettled() and claims.used_by_node() == {0}
+
+
+def test_who_was_hidden_stays_so_while_the_readings_do_not_even_count(claims: Claims) -> None:
+    answered(claims, running(0))
+    claims.read(counted(2.0, 3), 2.1)
+    claims.take_listing(frozenset(), 2.2)
+    claims.read(NodeReading(3.0, UNREADABLE), 3.1)
+    claims.take_listing(frozenset(), 3.2)
+    assert hidden(claims, 99).gpus is None
+    claims.read(counted(20.0, 1), 20.1)
+    assert hidden(claims, 99) is None
+
+
+def test_a_job_that_left_is_not_let_go_by_a_listing_beside_a_reading_that_does_not_even_count(claims: Claims) -> None:
+    answered(claims, running(0))
+    claims.see((), 5.0)
+    claims.read(NodeReading(5.2, UNREADABLE), 5.3)
+    claims.take_listing(frozenset(), 5.4)
+    assert view(claims).gpus == {0} and claims.unanswered_leaving() == ("7",)
+    answered(claims, FINISHED, now_s=5.5)
+    assert view(claims) is None
+
+
+def test_a_listing_that_never_came_does_not_settle_the_reading_that_wanted_it(claims: Claims) -> None:
+    """Only counted, squeue fails, and then the node tells which GPUs while something completes."""
+    claims.read(used(1.1, 3), 1.2)
+    answered(claims, running(0))
+    claims.see((), 5.0)
+    claims.read(counted(5.2, 2), 5.3)
+    claims.read(used(6.0, 2, completing=True), 6.1)
+    assert claims.used_by_node() == {2, 3} and view(claims).gpus == {0}
+    claims.take_listing(frozenset(), 6.2)
+    assert claims.used_by_node() == {2, 3} and view(claims).gpus == {0}, "one that comes late says nothing either"
+
+
+def test_a_reading_that_tells_which_gpus_ends_what_only_the_listing_showed() -> None:
+    claims = Claims(DEADLINE_S)
+    claims.read(counted(1.0, 1), 1.1)
+    claims.take_listing(frozenset({"7"}), 1.2)
+    answered(claims, running(2), now_s=1.3)
+    claims.read(used(2.0, 2), 2.1)
+    assert view(claims).leaving and claims.used_by_node() == {2}
+    claims.read(used(3.0), 3.1)
+    assert view(claims) is None and claims.used_by_node() == NONE
 
 
 def test_a_listed_job_that_is_being_asked_for_hides_nobody(claims: Claims) -> None:

@@ -183,6 +183,8 @@ class Walk(RuleBasedStateMachine):
         self.scanned = partial != 0
         signs = {id: sign for id, sign in self.signs.items() if self.scanned or id != min(self.signs)}
         self._note_who_left(set(signs))
+        for run in self.runs:
+            run.answered = run.answered and run.id in signs  # who comes back is asked for anew
         for id, sign in signs.items():
             old = self.reported.get(id)
             known = old is not None and (old.seen_s, old.run) == (sign.seen_s, sign.run)
@@ -303,8 +305,6 @@ class Walk(RuleBasedStateMachine):
             if not completing:
                 self._forget_left(call.asked_s)
         self.claims.read(NodeReading(call.asked_s, claim), self.now_s)
-        if not self.listing_due:
-            self.claims.take_listing(frozenset(), self.now_s)
         self.evaluate()
 
     def _forget_left(self, began_s: float) -> None:
