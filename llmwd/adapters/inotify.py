@@ -33,10 +33,13 @@ class Event(NamedTuple):
 
 
 class Folders:
-    """A set of watched folders. `trouble` says why watching does not work (then they have to be polled)."""
+    """A set of watched folders. `trouble` says why watching does not work (then they have to be polled).
+
+    `overflowed`: at the last read the kernel had dropped events, of whichever names."""
 
     def __init__(self) -> None:
         self.trouble = ""
+        self.overflowed = False
         self._inotify: INotify | None = None
         self._wd_of: dict[str, int] = {}
         self._folder_of: dict[int, str] = {}
@@ -81,11 +84,11 @@ class Folders:
         """What has happened, in order, without waiting; True: something was lost, list everything again."""
         if self._inotify is None:
             return [], False
-        events, lost = [], False
+        events, lost, self.overflowed = [], False, False
         for wd, mask, _, name in self._inotify.read(timeout=0):
             folder = self._folder_of.get(wd)
             if mask & flags.Q_OVERFLOW:
-                lost = True
+                lost = self.overflowed = True
             elif folder is None:
                 continue  # of a watch that was dropped: its folder is another one by now
             elif mask & _LOST:

@@ -7,6 +7,7 @@ would be in Slurm's way.
 import errno
 import os
 import re
+from collections import Counter
 from typing import NamedTuple
 
 from llmwd.adapters import inotify
@@ -50,6 +51,7 @@ class JobFolders:
         self._folders = inotify.Folders()
         self._places: dict[str, Place] = {}
         self._names: dict[str, dict[str, str]] = {}  # folder -> name in it -> id
+        self._away: set[str] = set()  # ids that have had no name for a moment since came_back() was asked
 
     # --- what a kind of source says ---------------------------------------------------------------
 
@@ -99,6 +101,10 @@ class JobFolders:
     def drain(self) -> bool:
         """Apply what inotify tells to the picture; True: that does not do, scan."""
         events, rescan = self._folders.read()
+        ids = [job for names in self._names.values() for job in names.values()]
+        if self._folders.overflowed:
+            self._away.update(ids)  # of any of them the events may be among those that were dropped
+        left = Counter(ids)
         for folder, name, appeared in events:
             place = self._places.get(folder)
             if place is None:
@@ -108,9 +114,12 @@ class JobFolders:
             if place.holds and (job := self.job_of(name)) is not None:
                 names = self._names.setdefault(folder, {})
                 if appeared:
+                    left[job] += name not in names
                     names[name] = job
-                else:
-                    names.pop(name, None)
+                elif names.pop(name, None) is not None:
+                    left[job] -= 1
+                    if not left[job]:
+                        self._away.add(job)
                 self.noticed(folder, name, appeared)
         return rescan
 
@@ -118,6 +127,11 @@ class JobFolders:
         """The picture after the last drain or scan: ids, with their GPUs where the source itself tells them."""
         ids = {job for names in self._names.values() for job in names.values()}
         return {job: self.gpus_of(job) for job in ids}
+
+    def came_back(self) -> frozenset[str]:
+        """Ids of the picture that were away since the last call: gone and there again before anybody looked (requeue)."""
+        away, self._away = self._away, set()
+        return frozenset(job for names in self._names.values() for job in names.values() if job in away)
 
     def scan(self) -> dict[str, Gpus] | None:
         """All jobs that are there now. None: could not look; `check` and `absent` say why."""

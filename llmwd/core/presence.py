@@ -5,7 +5,7 @@ keeps what it saw last: not seeing is no news. Sets of ids are compared, never c
 another begins is two changes.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import msgspec
 
@@ -22,11 +22,13 @@ class Look(msgspec.Struct, frozen=True, kw_only=True):
     """One whole look of one source. jobs None: it could not look, and `why` says why.
 
     `absent`: there is nothing to look at here, which explains it; otherwise it is a failure.
+    back: those of the jobs that had gone since its last look, and came back.
     """
 
     source: Source
     jobs: Mapping[str, Gpus] | None
     began_s: float
+    back: frozenset[str] = frozenset()
     absent: bool = False
     why: str = ""
 
@@ -45,11 +47,17 @@ class SourceView(msgspec.Struct, frozen=True, kw_only=True):
 
 class Track(msgspec.Struct, frozen=True):
     """A job's first sign, since when nothing but its folder shows it (None: something else does), and when each source
-    that shows it began to."""
+    that shows it began to.
+
+    lost: sources that showed it and do no more, while others still do; one of them that shows it again tells of another
+    run (a requeue), whatever the slower ones say. late: those that still showed the run before when that was told, and
+    have yet to lose it. procfs tells neither: it looks now and then, and what it misses has not gone."""
 
     seen_s: float
     folder_only_s: float | None
     since_s: Mapping[Source, float] = {}
+    lost: frozenset[Source] = frozenset()
+    late: frozenset[Source] = frozenset()
 
 
 class Presence(msgspec.Struct, frozen=True, kw_only=True):
@@ -61,9 +69,10 @@ class Presence(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Change(msgspec.Struct, frozen=True, kw_only=True):
-    """What a look changed: jobs that came and went, and whether the source's working changed."""
+    """What a look changed: jobs that came, came back and went, and whether the source's working changed."""
 
     arrived: frozenset[str] = frozenset()
+    back: frozenset[str] = frozenset()
     gone: frozenset[str] = frozenset()
     working: bool | None = None
 
@@ -87,11 +96,13 @@ def take(state: Presence, look: Look, now_s: float) -> tuple[Presence, Change]:
     ids = {job for view in views.values() for job in view.jobs}
     beyond_folders = {job for source, view in views.items() if source not in FOLDER_SOURCES for job in view.jobs}
     tracks = {
-        job: _track(state.tracks.get(job), job in beyond_folders, [s for s, view in views.items() if job in view.jobs], now_s)
+        job: _track(state.tracks.get(job), look, job, [s for s, view in views.items() if job in view.jobs], now_s)
         for job in ids
     }
+    tracks = {job: _alone(track, job in beyond_folders, now_s) for job, track in tracks.items()}
     change = Change(
         arrived=frozenset(ids - state.tracks.keys()),
+        back=frozenset(job for job in ids & state.tracks.keys() if tracks[job].seen_s != state.tracks[job].seen_s),
         gone=frozenset(state.tracks.keys() - ids),
         working=after.works if (before.works, before.why) != (after.works, after.why) else None,
     )
@@ -112,13 +123,26 @@ def _view(before: SourceView, look: Look) -> SourceView:
     )
 
 
-def _track(before: Track | None, beyond_folder: bool, sources: Iterable[Source], now_s: float) -> Track:
+def _track(before: Track | None, look: Look, job: str, sources: Sequence[Source], now_s: float) -> Track:
+    """The job's track after a look, for the sources that show it now."""
     if before is None:
-        return Track(now_s, None if beyond_folder else now_s, dict.fromkeys(sources, now_s))
+        return Track(now_s, now_s, dict.fromkeys(sources, now_s))
+    told = look.source in sources and (job in look.back or look.source in before.lost)
+    if told and look.source not in before.late:
+        late = frozenset(sources) - {look.source, Source.procfs}
+        return Track(now_s, now_s, dict.fromkeys(sources, now_s), late=late)
     since_s = {source: before.since_s.get(source, now_s) for source in sources}
+    gone = frozenset(before.since_s) - since_s.keys()
+    late = before.late - gone - (frozenset({look.source}) if told else frozenset())
+    lost = (before.lost | gone - before.late - {Source.procfs}) - since_s.keys()
+    return Track(before.seen_s, before.folder_only_s, since_s, lost, late)
+
+
+def _alone(track: Track, beyond_folder: bool, now_s: float) -> Track:
+    """With the time since when nothing but its folder shows it."""
     if beyond_folder:
-        return Track(before.seen_s, None, since_s)
-    return Track(before.seen_s, now_s if before.folder_only_s is None else before.folder_only_s, since_s)
+        return msgspec.structs.replace(track, folder_only_s=None)
+    return track if track.folder_only_s is not None else msgspec.structs.replace(track, folder_only_s=now_s)
 
 
 def all_looked(state: Presence) -> bool:

@@ -44,7 +44,8 @@ def chosen(detection: tuple[str, ...]) -> tuple[tuple[Source, ...], bool]:
 
 
 def _look(source: JobFolders, jobs: dict[str, presence.Gpus] | None, began_s: float) -> Look:
-    return Look(source=source.name, jobs=jobs, began_s=began_s, absent=source.absent, why=source.check().why)
+    back = frozenset() if jobs is None else source.came_back()
+    return Look(source=source.name, jobs=jobs, began_s=began_s, absent=source.absent, why=source.check().why, back=back)
 
 
 class Detector:
@@ -271,6 +272,8 @@ class Detector:
     def _tell(self, look: Look, change: Change) -> None:
         for job in sorted(change.arrived):
             self._shell.log.info("job %s is here (%s)", job, look.source)
+        for job in sorted(change.back):
+            self._shell.log.info("job %s is here again (%s): another run of it, or another step", job, look.source)
         for job in sorted(change.gone):
             self._shell.log.info("job %s is gone (last seen by %s)", job, look.source)
         if change.working is not None:

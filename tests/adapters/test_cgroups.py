@@ -218,6 +218,22 @@ def test_a_real_cgroup_folder_is_told_by_the_event_alone(real: tuple[CgroupV2 | 
     assert source.drain() is False and source.jobs() == {}
 
 
+@pytest.mark.parametrize("whole", [False, True], ids=["its folder", "the folder around it, too"])
+def test_a_job_whose_real_folder_went_and_came_back_before_anybody_looked_is_told(
+    real: tuple[CgroupV2 | CgroupV1, Path], whole: bool
+) -> None:
+    source, scope = real
+    (scope / "job_8").mkdir(parents=True)
+    source.scan()
+    (scope / "job_8").rmdir()
+    if whole:
+        scope.rmdir()
+    (scope / "job_8").mkdir(parents=True)
+    if source.drain():
+        source.scan()
+    assert set(source.jobs()) == {"8"} and source.came_back() == {"8"}
+
+
 def test_a_real_scope_that_was_removed_and_made_again_is_heard_again(
     real: tuple[CgroupV2 | CgroupV1, Path]
 ) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from inotify_simple import flags
 
 from llmwd.adapters.stepd import DEFAULT_SPOOL, StepdSockets, configuration, configured_spool, spool_folders, spool_setting
 
@@ -54,6 +55,30 @@ def test_a_job_is_here_while_any_of_its_steps_has_a_socket(source: StepdSockets,
     assert source.drain() is False and set(source.jobs()) == {"17"}
     (spool / "n1_17.4294967292").unlink()
     assert source.drain() is False and source.jobs() == {}
+    assert source.came_back() == frozenset()
+
+
+def test_a_job_that_went_and_came_back_before_anybody_looked_is_told(source: StepdSockets, spool: Path) -> None:
+    for name in ("n1_17.4294967291", "n1_17.0", "n1_18.0"):
+        (spool / name).touch()
+    source.scan()
+    (spool / "n1_17.0").unlink()
+    (spool / "n1_17.1").touch()
+    assert source.drain() is False and source.came_back() == frozenset(), "another step of it, beside the first"
+    for name in ("n1_17.4294967291", "n1_17.1", "n1_18.0"):
+        (spool / name).unlink()
+    (spool / "n1_17.4294967291").touch()
+    assert source.drain() is False and source.came_back() == {"17"} and set(source.jobs()) == {"17"}
+    assert source.came_back() == frozenset(), "once"
+
+
+def test_where_events_were_dropped_any_job_may_have_gone_and_come_back(
+    source: StepdSockets, spool: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (spool / "n1_17.0").touch()
+    source.scan()
+    monkeypatch.setattr(source._folders._inotify, "read", lambda timeout: [(-1, flags.Q_OVERFLOW, 0, "")])
+    assert source.drain() is True and source.scan() == {"17": None} and source.came_back() == {"17"}
 
 
 def test_jobs_that_were_there_before_are_found(source: StepdSockets, spool: Path) -> None:

@@ -66,6 +66,43 @@ def test_an_id_that_comes_back_is_a_new_arrival() -> None:
     assert seen(state)["7"].seen_s == 5.0 and change.arrived == {"7"}
 
 
+def steps(*looks: Look) -> list[float]:
+    """The first sign of job 7 as it is told after each look."""
+    state, told = begin(SOURCES, False), []
+    for number, one in enumerate(looks):
+        state, _ = take(state, one, float(number))
+        told.append(seen(state)["7"].seen_s)
+    return told
+
+
+def back(source: Source) -> Look:
+    return Look(source=source, jobs={"7": None}, began_s=0.0, back=frozenset({"7"}))
+
+
+def test_an_id_that_was_away_between_two_looks_is_another_run() -> None:
+    state = after(begin(SOURCES, False), look(Source.stepd, "7"))
+    state, change = take(state, back(Source.stepd), 5.0)
+    assert seen(state)["7"].seen_s == 5.0 and change == Change(back=frozenset({"7"}))
+    assert seen(state)["7"].lags_s == (0.0,)
+
+
+def test_the_slower_sources_tell_of_the_same_other_run_and_of_no_third_one() -> None:
+    here = [look(Source.stepd, "7"), look(Source.cgroup2, "7"), look(Source.procfs, "7")]
+    assert steps(*here, back(Source.stepd), back(Source.cgroup2)) == [0, 0, 0, 3, 3]
+    slower = [look(Source.cgroup2), look(Source.cgroup2, "7")]
+    assert steps(*here, back(Source.stepd), *slower) == [0, 0, 0, 3, 3, 3]
+    assert steps(*here, back(Source.stepd), back(Source.cgroup2), back(Source.cgroup2)) == [0, 0, 0, 3, 3, 5]
+
+
+def test_a_folder_that_had_gone_tells_of_another_run_although_a_slow_source_still_shows_the_last_one() -> None:
+    here = [look(Source.stepd, "7"), look(Source.procfs, "7"), look(Source.stepd)]
+    assert steps(*here, look(Source.stepd, "7"), look(Source.cgroup2, "7")) == [0, 0, 0, 3, 3]
+
+
+def test_what_procfs_does_not_find_once_has_not_gone() -> None:
+    assert steps(look(Source.stepd, "7"), look(Source.procfs, "7"), look(Source.procfs), look(Source.procfs, "7")) == [0] * 4
+
+
 def test_a_source_that_cannot_look_keeps_the_jobs_it_saw() -> None:
     state = after(begin(SOURCES, False), look(Source.stepd, "7"), failed(Source.stepd))
     assert "7" in seen(state)
@@ -159,8 +196,10 @@ def test_whatever_is_seen_the_fact_tells_it_and_every_change_is_told_once(
             last[source] = set(jobs or ())
         assert not change.arrived & change.gone
         assert not change.arrived & told and change.gone <= told
+        before = told
         told = (told | change.arrived) - change.gone
-        first_s = {job: now_s if job in change.arrived else first_s[job] for job in told}
+        assert change.back <= before - change.gone and all(job in (jobs or {}) for job in change.back)
+        first_s = {job: now_s if job in change.arrived | change.back else first_s[job] for job in told}
         fact = jobs_fact(state, now_s)
         ids = [job.id for job in fact.jobs]
         assert set(ids) == told == set().union(*last.values()) and len(ids) == len(told)

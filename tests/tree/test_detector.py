@@ -1,6 +1,7 @@
 """The detector's loop: from a sign in a source to the fact, without the tree around it."""
 
 import os
+import signal
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -12,6 +13,8 @@ from llmwd.messages import JobsFact, SourceState
 from llmwd.vocab import Source
 from llmwd.workers import detector
 from tests.fakes.loop_shell import LoopShell
+from tests.tree.conftest import Start
+from tests.waiting import wait_until
 
 Make = Callable[..., LoopShell]
 
@@ -198,6 +201,43 @@ def test_processes_are_looked_at_seldom_where_folders_work_and_often_where_nothi
     beside = make(detection=("procfs", "stepd"), poll_interval_s=0.05)
     beside.until(lambda: "procfs" in beside.timers)
     assert beside.timers["procfs"] > time.monotonic() + 10
+
+
+def test_a_job_that_is_requeued_within_one_batch_of_events_is_another_run(make: Make, tmp_path: Path) -> None:
+    spool = tmp_path / "spool"
+    spool.mkdir()
+    (tmp_path / "slurm.conf").write_text(f"SlurmdSpoolDir={spool}\n")
+    (spool / "n_7.0").touch()
+    shell = make(detection=("stepd", "procfs"))
+    shell.until(lambda: shell.facts)
+    seen_s, count = fact(shell).jobs[0].seen_s, len(shell.facts)
+    (spool / "n_7.0").unlink()
+    (spool / "n_7.4294967291").touch()
+    shell.until(lambda: len(shell.facts) > count)
+    assert ids(shell) == {"7"} and fact(shell).jobs[0].seen_s > seen_s
+
+
+def test_a_job_that_is_requeued_while_the_detector_is_stopped_is_another_run(supervised: Start, tmp_path: Path) -> None:
+    """A real one, that hangs (SIGSTOP) for as long as one run ends and the next begins."""
+    spool = tmp_path / "spool"
+    spool.mkdir()
+    (tmp_path / "slurm.conf").write_text(f"SlurmdSpoolDir={spool}\n")
+    tree = supervised(start=False, DETECTION="stepd,sim")
+    tree.env["SLURM_CONF"] = str(tmp_path / "slurm.conf")
+    tree.start().all_ready()
+
+    def first_sign() -> float | None:
+        jobs = tree.look().facts.jobs
+        return next((job.seen_s for job in jobs.jobs if job.id == "7"), None) if jobs else None
+
+    (spool / "n_7.0").touch()
+    seen_s = wait_until(first_sign, 10, every_s=0.02, what="the job's first run")
+    tree.signal("detector", signal.SIGSTOP)
+    (spool / "n_7.0").unlink()
+    (spool / "n_7.0").touch()
+    began_s = time.monotonic()
+    tree.signal("detector", signal.SIGCONT)
+    wait_until(lambda: (first_sign() or 0) >= began_s > seen_s, 10, every_s=0.02, what="its second run")
 
 
 def test_new_settings_bring_new_sources_without_a_gap(make: Make) -> None:
