@@ -15,6 +15,7 @@ from llmwd.vocab import Source
 Gpus = tuple[int, ...] | None  # told by the source itself; None: has to be asked for
 
 FOLDER_SOURCES = frozenset({Source.cgroup1, Source.cgroup2})
+NO_CGROUPS = "Slurm's configuration gives jobs no cgroups here, so it sees none"
 LEFTOVER_AFTER_S = 30.0
 
 
@@ -61,10 +62,14 @@ class Track(msgspec.Struct, frozen=True):
 
 
 class Presence(msgspec.Struct, frozen=True, kw_only=True):
-    """The state. `named`: the operator named these sources, so every one of them has to work."""
+    """The state. `named`: the operator named these sources, so every one of them has to work.
+
+    slurm_here: this host has a configuration of Slurm's; sightless: sources that see no job by it, however well they work."""
 
     named: bool
     views: Mapping[Source, SourceView]
+    slurm_here: bool = False
+    sightless: frozenset[Source] = frozenset()
     tracks: Mapping[str, Track] = {}
 
 
@@ -85,7 +90,19 @@ def choose(state: Presence, sources: Iterable[Source], named: bool) -> Presence:
     """Other sources from now on; what the remaining ones saw is kept until they look again."""
     views = {source: state.views.get(source, SourceView()) for source in sources}
     ids = {job for view in views.values() for job in view.jobs}
-    return Presence(named=named, views=views, tracks={job: state.tracks[job] for job in ids})
+    tracks = {job: state.tracks[job] for job in ids}
+    return msgspec.structs.replace(state, named=named, views=views, tracks=tracks)
+
+
+def configured(state: Presence, job_cgroups: bool) -> Presence:
+    """Slurm is on this host, and by its configuration jobs have cgroups or not."""
+    return msgspec.structs.replace(state, slurm_here=True, sightless=frozenset() if job_cgroups else FOLDER_SOURCES)
+
+
+def seeing(state: Presence) -> frozenset[Source]:
+    """The sources that work and would see a job of Slurm's."""
+    working = {source for source, view in state.views.items() if view.works}
+    return frozenset(working - {Source.sim} - state.sightless)
 
 
 def take(state: Presence, look: Look, now_s: float) -> tuple[Presence, Change]:
@@ -150,8 +167,10 @@ def all_looked(state: Presence) -> bool:
 
 
 def scanned(state: Presence) -> bool:
-    """Whether the picture is whole: only then can it say that no job is here."""
-    return all(view.looked and (view.works or _excused(state, view)) for view in state.views.values())
+    """Whether the picture is whole: only then can it say that no job is here. Each source may have its excuse, but where
+    Slurm is, one has to be without: else a job would come, and GresUsed alone would tell of it, seconds too late."""
+    whole = all(view.looked and (view.works or _excused(state, view)) for view in state.views.values())
+    return whole and (not state.slurm_here or bool(seeing(state)))
 
 
 def _excused(state: Presence, view: SourceView) -> bool:
@@ -169,12 +188,17 @@ def seen_only_by(state: Presence, source: Source) -> frozenset[str]:
 def jobs_fact(state: Presence, now_s: float) -> JobsFact:
     return JobsFact(
         jobs=tuple(_seen(state, job) for job in sorted(state.tracks)),
-        sources=tuple(
-            SourceState(name=source, works=view.works, why=view.why) for source, view in state.views.items()
-        ),
+        sources=tuple(_source(state, source) for source in state.views),
         scanned=scanned(state),
         at_s=now_s,
     )
+
+
+def _source(state: Presence, source: Source) -> SourceState:
+    view = state.views[source]
+    if view.works and source in state.sightless:
+        return SourceState(name=source, works=False, why=NO_CGROUPS)
+    return SourceState(name=source, works=view.works, why=view.why)
 
 
 def _seen(state: Presence, job: str) -> JobSeen:

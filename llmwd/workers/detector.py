@@ -61,8 +61,6 @@ class Detector:
         self._watched: dict[object, int] = {}
         self._published: JobsFact | None = None
         self._polling = False
-        self._slurm_here = False
-        self._job_cgroups = True  # until Slurm's configuration says that jobs get none
         self._spool_call: slurm.Call | None = None
 
     # --- beginning -------------------------------------------------------------------------------------
@@ -133,7 +131,7 @@ class Detector:
         self._arm_sim()
 
     def _scan(self, source: JobFolders) -> None:
-        if source.name is Source.stepd and self._spool_call is not None and not self._slurm_here:
+        if source.name is Source.stepd and self._spool_call is not None and not self._state.slurm_here:
             return  # where to look is being asked
         began_s = time.monotonic()
         jobs = source.scan()
@@ -207,14 +205,11 @@ class Detector:
         self._shell.at("procfs", now_s + self._procfs_every_s(), self._look_at_processes)
 
     def _procfs_every_s(self) -> float:
-        # Without cgroups for jobs, a scope that is there and empty says nothing.
-        seeing = OF_SLURM if self._job_cgroups else (Source.stepd,)
-        folders = [self._state.views.get(source) for source in seeing]
-        others_work = any(view is not None and view.works for view in folders)
+        others_work = bool(presence.seeing(self._state) - {Source.procfs})
         if others_work and self._only_procfs:
             self._procfs_again_s = min(PROCFS_EVERY_S, self._procfs_again_s * 2)
             return self._procfs_again_s
-        if others_work or not (self._slurm_here or self._state.named):
+        if others_work or not (self._state.slurm_here or self._state.named):
             return PROCFS_EVERY_S
         return max(PROCFS_FASTEST_S, self._shell.boot.settings.poll_interval_s)
 
@@ -241,16 +236,17 @@ class Detector:
         spool = stepd.spool_setting(answer.stdout) if answer.status == 0 else None
         if spool is not None:
             self._config_is(answer.stdout, spool)
-        elif not self._slurm_here:
+        elif not self._state.slurm_here:
             self._shell.at("spool", time.monotonic() + SPOOL_ASK_EVERY_S, self._learn_config)
         if Source.stepd in self._folders:
             self._scan(self._folders[Source.stepd])
         self._arm_poll()
         self._publish_first()
+        if self._published is not None:
+            self._publish_if_new()
 
     def _config_is(self, text: str, spool: str) -> None:
-        self._slurm_here = True
-        self._job_cgroups = cgroups.made_for_jobs(text)
+        self._state = presence.configured(self._state, cgroups.made_for_jobs(text))
         source = self._folders.get(Source.stepd)
         if isinstance(source, StepdSockets):
             source.learn([spool])

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llmwd.core.presence import (
-    LEFTOVER_AFTER_S, Change, Gpus, Look, Presence, all_looked, begin, choose, jobs_fact, scanned, take,
+    LEFTOVER_AFTER_S, Change, Gpus, Look, Presence, all_looked, begin, choose, configured, jobs_fact, scanned, take,
 )
 from llmwd.messages import JobSeen
 from llmwd.vocab import Source
@@ -129,6 +129,27 @@ def test_a_source_that_worked_and_broke_blocks_until_it_works_or_is_missing() ->
     assert not scanned(state)
     assert scanned(after(state, look(Source.stepd)))
     assert scanned(after(state, missing(Source.stepd)))
+
+
+def test_where_slurm_is_one_source_that_sees_its_jobs_has_to_work() -> None:
+    blind = [failed(Source.stepd), missing(Source.cgroup2), missing(Source.procfs), look(Source.sim)]
+    elsewhere = after(begin(SOURCES, named=False), *blind)
+    assert scanned(elsewhere)
+    for job_cgroups in (True, False):
+        here = configured(elsewhere, job_cgroups)
+        assert not scanned(here) and not scanned(choose(here, SOURCES, named=False))
+        assert {state.name for state in jobs_fact(here, 9.0).sources if not state.works and state.why} == set(SOURCES[:-1])
+        assert all(scanned(after(here, look(source))) for source in (Source.stepd, Source.procfs))
+
+
+def test_a_cgroup_source_sees_nothing_where_slurm_makes_no_cgroups_and_says_so() -> None:
+    views = [failed(Source.stepd), look(Source.cgroup2), missing(Source.procfs), look(Source.sim)]
+    state = after(begin(SOURCES, named=False), *views)
+    assert scanned(configured(state, job_cgroups=True)) and not scanned(configured(state, job_cgroups=False))
+    told = {state.name: state for state in jobs_fact(configured(state, job_cgroups=False), 9.0).sources}
+    assert not told["cgroup2"].works and "no cgroups" in told["cgroup2"].why
+    beside = after(begin(SOURCES[1:3], named=True), look(Source.cgroup2), look(Source.procfs))
+    assert scanned(configured(beside, job_cgroups=False)), "named, it has to work, and does"
 
 
 def test_the_fact_says_which_source_does_not_work_and_why() -> None:

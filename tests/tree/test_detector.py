@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from llmwd.adapters import jobprocs
 from llmwd.messages import JobsFact, SourceState
 from llmwd.vocab import Source
 from llmwd.workers import detector
@@ -144,7 +145,7 @@ def test_sockets_are_seen_in_the_folder_that_slurm_conf_names(make: Make, tmp_pa
     (tmp_path / "slurm.conf").write_text(f"SlurmdSpoolDir={spool}\n")
     shell = make(detection=("auto",))
     shell.until(lambda: shell.facts)
-    assert not states(shell)["stepd"].works and fact(shell).scanned
+    assert not states(shell)["stepd"].works and fact(shell).scanned == states(shell)["procfs"].works
     shell.cancel("scan")  # the events alone have to do
     (tmp_path / "spooled").mkdir()
     shell.turn()
@@ -170,6 +171,24 @@ def test_a_source_that_worked_and_broke_blocks_until_it_works_again(make: Make, 
     spool.mkdir()
     shell.fire("scan")
     assert fact(shell).scanned
+
+
+def test_where_no_source_can_see_slurms_jobs_nothing_is_scanned_and_every_reason_is_told(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No cgroups for jobs, a spool folder that cannot be read, and processes that are hidden: each has its excuse."""
+    spool = tmp_path / "spool"
+    spool.symlink_to(spool.name)  # a loop: looking fails, for root too
+    (tmp_path / "slurm.conf").write_text(f"SlurmdSpoolDir={spool}\nProctrackType=proctrack/linuxproc\n")
+    monkeypatch.setattr(jobprocs, "hidden", lambda *_: "/proc is mounted with hidepid")
+    shell = make(detection=("auto",))
+    shell.until(lambda: shell.facts)
+    assert not fact(shell).scanned
+    assert all(not state.works and state.why for state in states(shell).values() if state.name != "sim")
+    spool.unlink()
+    spool.mkdir()
+    shell.fire("scan")
+    assert fact(shell).scanned and states(shell)["stepd"].works
 
 
 def test_without_inotify_a_source_is_polled_and_says_so(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
