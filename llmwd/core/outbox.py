@@ -66,22 +66,27 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Deadman(msgspec.Struct, frozen=True):
-    """The notice that the server tells unless it is renewed: under this sequence id, at this time."""
+    """The notice that the server tells unless it is renewed: under this sequence id, at this time. server: a mark of it
+    and the topic, which tells neither; "" in what older versions kept."""
 
     sid: str
     fires_at: float | None  # None: the server may not have it yet
+    server: str = ""
 
 
 class State(msgspec.Struct, frozen=True, kw_only=True):
     """told: what was noticed so far; salt: makes sequence ids our own; departures: (event, wall time) of late;
-    replaces: whether the server has shown that it knows sequence ids; dests: the last ones that there were."""
+    replaces: whether the server (by its mark) has shown that it knows sequence ids; back: dead man's notices that are to
+    be taken back; dests: the last ones that there were."""
 
     told: Told = Told()
     salt: str = ""
     next_id: int = 1
     departures: tuple[tuple[Event, float], ...] = ()
     replaces: bool = False
+    server: str = ""
     deadman: Deadman | None = None
+    back: tuple[Deadman, ...] = ()
     dests: tuple[str, ...] = ()
 
 
@@ -209,6 +214,21 @@ def hurry(book: Book, now_at: float) -> Book:
 
 def _hurried(one: Entry, now_at: float) -> Entry:
     return msgspec.structs.replace(one, due_at=min(one.due_at, now_at))
+
+
+def merged(found: Book, book: Book, begun: bool) -> Book:
+    """What was read from disk, and after it what has happened before it was read. begun: notices were considered without it."""
+    old, new = found.state, book.state
+    state = msgspec.structs.replace(old, salt=old.salt or new.salt, next_id=max(old.next_id, new.next_id if book.entries else 1))
+    if begun:
+        told = {name: getattr(new.told, name) or getattr(old.told, name) for name in Told.__struct_fields__}
+        same = new.server in ("", old.server)
+        state = msgspec.structs.replace(
+            state, told=Told(**told), departures=old.departures + new.departures, next_id=max(old.next_id, new.next_id),
+            replaces=old.replaces or new.replaces if same else new.replaces, server=new.server or old.server,
+            deadman=old.deadman or new.deadman, back=old.back + new.back,
+        )  # fmt: skip
+    return Book(found.entries + book.entries, state)
 
 
 def loaded(book: Book, now_at: float) -> Book:

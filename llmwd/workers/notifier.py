@@ -16,7 +16,7 @@ from llmwd.adapters import cloudflared
 from llmwd.adapters.ntfy import Outcome, Result
 from llmwd.adapters.rundir import read_fact
 from llmwd.config import Loaded, Settings
-from llmwd.core import notices, noticetext, outbox, untold
+from llmwd.core import notices, noticetext, outbox, takeback, untold
 from llmwd.core.notices import Notice, Seen
 from llmwd.core.outbox import Book, Deadman, Entry
 from llmwd.messages import Done, GpusFact, NoticesFact, NotifyOrder, Refused, Reply, ResetOrder, RootFact, ServerFact, TunnelFact
@@ -24,14 +24,13 @@ from llmwd.vocab import Event, Worker
 from llmwd.workers import deadman
 from llmwd.workers.base import Boot, Shell, repeat_every_s
 from llmwd.workers.keeping import Keeper
-from llmwd.workers.sending import NTFY, OFF, Lane, Lanes, access, click_of, fact_of
+from llmwd.workers.sending import NTFY, OFF, Lane, Lanes, TakingBack, access, click_of, fact_of, mark_of
 
 SETTLE_S = 0.05  # what several workers say about one event arrives in any order: wait for all of it
 STOP_MARGIN_S = 0.5  # of an ordered stop's time that is not spent on sending
 ANSWER_WITHIN_S = 4.0  # to who asked for a notice; the command waits a little longer
 READ_WITHIN_S = 5.0  # so long the first notices wait for the disk
 LOG_WITHIN_S = 2.0  # so long a notice waits for the log that belongs to it
-OF_NTFY = ("ntfy_topic", "ntfy_server")
 
 
 class Notifier:
@@ -42,10 +41,12 @@ class Notifier:
         self.settings: Settings = shell.boot.settings
         self.seen = Seen(node=shell.boot.node, door=self.settings.door)
         self._start = time.time() - time.monotonic()
-        self.book = Book(state=outbox.State(salt=f"llmwd-{secrets.token_hex(6)}"))
+        # Ids beyond those on disk: what happens before that was read comes after it, there as well.
+        self.book = Book(state=outbox.State(salt=f"llmwd-{secrets.token_hex(6)}", next_id=int(self.now_at())))
         self.keeper = Keeper(shell, shell.boot.state, self._proceed)
         self.lanes = Lanes()
         self.switch = deadman.Switch(shell, self.now_at, access)
+        self.taking_back = TakingBack(shell)
         self.lost = 0
         self.read = self.listening = self.stopping = False
         self.looking: tuple[Notice, ...] | None = None  # what waits for logs to be read
@@ -60,14 +61,10 @@ class Notifier:
     def on(self) -> bool:
         return bool(self.lanes)
 
-    @property
-    def dests(self) -> tuple[str, ...]:
-        return tuple(self.lanes)
-
     # --- what happens ------------------------------------------------------------------------------------
 
     def begin(self) -> None:
-        self.lanes.open(self.shell, self.settings, self.now_at)
+        self._use_settings()
         self.shell.answer(ResetOrder, self.on_reset)
         self.shell.answer(NotifyOrder, self.on_notify)
         self.on_beat()
@@ -76,18 +73,15 @@ class Notifier:
 
     def _have_read(self, found: Book) -> None:
         """If that took too long, what happened meanwhile comes after it."""
-        entries = (*outbox.loaded(found, self.now_at()).entries, *self.book.entries)
-        state = self.book.state
-        if not self.read:
-            state = msgspec.structs.replace(found.state, salt=found.state.salt or state.salt)
-        self.book = Book(entries, msgspec.structs.replace(state, next_id=max(state.next_id, found.state.next_id)))
+        self.book = outbox.merged(outbox.loaded(found, self.now_at()), self.book, self.read)
         self._hear_again()
+        self._settle_server()
         self._listen()
 
     def _hear_again(self) -> None:
         """A dead man's notice that has fired meanwhile is not left standing."""
         if deadman.fired(self.book.state, self.now_at()):
-            self.book = Book(self.book.entries, deadman.without(self.book.state))
+            self._state(takeback.give_up(self.book.state, self.now_at()))
             text = "The dead man's notice before this one is over."
             self._put(Notice(None, "", f"Heard again: llmwd on {self.shell.boot.node}", text, "sunny", Event.back), (NTFY,))
 
@@ -117,19 +111,26 @@ class Notifier:
         self.shell.at("settle", time.monotonic() + SETTLE_S, self._consider)
 
     def on_reload(self, boot: Boot, loaded: Loaded) -> None:
-        before, self.settings = self.settings, boot.settings
+        self.settings = boot.settings
         self.seen = msgspec.structs.replace(self.seen, door=self.settings.door)
-        moved = any(getattr(before, name) != getattr(self.settings, name) for name in OF_NTFY)
-        if self.book.state.deadman is not None and (moved or not self.settings.ntfy_deadman):
-            self.switch.cancel(before, self.book.state, self._proceed)
-            self.book = Book(self.book.entries, deadman.without(self.book.state))
-        if moved:
-            self.book = Book(self.book.entries, msgspec.structs.replace(self.book.state, replaces=False))
+        self._use_settings()
         self.switch.renew_at = 0.0
-        self.lanes.open(self.shell, self.settings, self.now_at)
         self.lanes.forget()
         if self.read:
+            self._settle_server()
             self._listen()
+
+    def _use_settings(self) -> None:
+        self.lanes.open(self.shell, self.settings, self.now_at)
+        self.taking_back.know(self.settings)
+
+    def _settle_server(self) -> None:
+        """What was kept of one ntfy server is not true of another."""
+        wanted, mark = bool(self.settings.ntfy_deadman), mark_of(self.settings)
+        self._state(takeback.at_server(self.book.state, mark, wanted, self.now_at()))
+
+    def _state(self, state: outbox.State) -> None:
+        self.book = Book(self.book.entries, state)
 
     def on_reset(self, order: ResetOrder, reply: Callable[[Reply], None]) -> None:
         self.lanes.forget()
@@ -166,11 +167,15 @@ class Notifier:
         if self.looking is not None:
             self._looked(self.looking, [])
         self.stopping = True
-        if not self.on:
+        if self.on:
+            self._put(notices.stopped(self.shell.boot.node))
+        self.book = outbox.hurry(self.book, self.now_at())
+        # Beside the notices, which may take all the time that there is; kept until it is done, for the next start.
+        self._state(takeback.give_up(self.book.state, self.now_at()))
+        if not self.on and not self.book.state.back:
             self.shell.finish()
             return
-        self._put(notices.stopped(self.shell.boot.node))
-        self.book = outbox.hurry(self.book, self.now_at())
+        self.taking_back.hurry()
         for lane in self.lanes.values():
             lane.quiet_until_at = 0.0
         self.shell.at("give-up", time.monotonic() + max(0.0, within_s - STOP_MARGIN_S), self._give_up)
@@ -229,18 +234,18 @@ class Notifier:
     def _put(self, notice: Notice, dests: tuple[str, ...] | None = None) -> None:
         tell = notice.event in (Event.back, Event.test) or self.settings.ntfy_events == ("all",) or notice.event in self.settings.ntfy_events
         notice = msgspec.structs.replace(notice, title=redact.mask(notice.title), message=redact.mask(notice.message))
-        self.book = outbox.put(self.book, notice, self.dests if dests is None else dests, self.now_at(), tell)
+        self.book = outbox.put(self.book, notice, tuple(self.lanes) if dests is None else dests, self.now_at(), tell)
 
     def _proceed(self) -> None:
         """Keep the book; send what is due once it is kept, or the disk has had its time."""
         if not self.read:
             return
         now_at = self.now_at()
-        self.book, lost = untold.tidy(self.book, self.dests, self.lanes.sending, self.shell.boot.node, now_at)
+        self.book, lost = untold.tidy(self.book, tuple(self.lanes), self.lanes.sending, self.shell.boot.node, now_at)
         if lost:
             self.lost += lost
             self.shell.log.error("%d notices were too old or too many, and are told in one", lost)
-        self.book, left = untold.addressed(self.book, self.dests)
+        self.book, left = untold.addressed(self.book, tuple(self.lanes))
         if left and left != self._left:
             self.shell.log.warning("notices wait for %s, which the settings do not name any more", ", ".join(left))
         self._left = left
@@ -249,10 +254,13 @@ class Notifier:
         for lane in self.lanes.values():
             at = lane.wakes_at(self.book, now_at)
             if at is not None and at <= now_at and self.keeper.settled:
-                lane.begin(self.book, now_at, lambda entry, outcome, lane=lane: self._over(lane, entry, outcome))
+                to = mark_of(self.settings)
+                lane.begin(self.book, now_at, lambda entry, outcome, lane=lane, to=to: self._over(lane, entry, outcome, to))
             elif at is not None and at > now_at:
                 wakes.append(at)
         wakes += self._renew(now_at)
+        if not self.switch.busy:  # a renewal that is under way would put it back
+            wakes += self.taking_back.proceed(self.book.state, self.now_at, self._taken_back)
         if self.book.entries or wakes:
             # Once an hour at least: something may have become too old.
             at = min([now_at + 3600, *wakes, *(one.expires_at for one in self.book.entries if one.expires_at)])
@@ -261,10 +269,10 @@ class Notifier:
         if self.stopping:
             self._end()
 
-    def _over(self, lane: Lane, entry: Entry, outcome: Outcome) -> None:
+    def _over(self, lane: Lane, entry: Entry, outcome: Outcome, mark: str) -> None:
         self.book = lane.over(self.book, entry, outcome, self.now_at())
-        if lane.name == NTFY and outcome.result is Result.sent and outcome.replaces != self.book.state.replaces:
-            self.book = Book(self.book.entries, msgspec.structs.replace(self.book.state, replaces=outcome.replaces))
+        if lane.name == NTFY and outcome.result is Result.sent and mark == mark_of(self.settings):
+            self._state(msgspec.structs.replace(self.book.state, replaces=outcome.replaces, server=mark))
         self._proceed()
 
     def _renew(self, now_at: float) -> list[float]:
@@ -272,36 +280,36 @@ class Notifier:
         lane = self.lanes.get(NTFY)
         if lane is None or self.stopping:
             return []
-        state = self.book.state
-        at = self.switch.wakes_at(self.settings, state, lane.refused)
+        at = self.switch.wakes_at(self.settings, self.book.state, lane.refused)
         if at is None or at > now_at:
             return [] if at is None else [at]
         self._hear_again()
-        self.book = Book(self.book.entries, deadman.named(self.book.state, now_at))
+        state = deadman.named(self.book.state, now_at)
+        self._state(msgspec.structs.replace(state, deadman=msgspec.structs.replace(state.deadman, server=mark_of(self.settings))))
         self.keeper.keep(self.book)
-        if self.keeper.settled:
+        # Never before its id is on disk: a notice that the next incarnation does not know would tell of a death.
+        if self.keeper.has(self.book.state.deadman.sid):
             self.switch.renew(self.settings, self.book.state, click_of(self.settings), self._renewed)
+        elif self.keeper.trouble:
+            self.switch.trouble = "waits for the disk"
         return []
 
     def _renewed(self, made: Deadman | None) -> None:
-        if made is not None:
-            self.book = Book(self.book.entries, msgspec.structs.replace(self.book.state, deadman=made))
+        """One that was given up meanwhile is taken back now, whatever the server made of this."""
+        now = self.book.state.deadman
+        if made is not None and now is not None and made.sid == now.sid:
+            self._state(msgspec.structs.replace(self.book.state, deadman=msgspec.structs.replace(now, fires_at=made.fires_at)))
+        self._proceed()
+
+    def _taken_back(self, sid: str) -> None:
+        self._state(takeback.taken(self.book.state, sid, self.now_at()))
         self._proceed()
 
     def _end(self) -> None:
         """When all is told or refused, the dead man's notice is taken back, and the disk has it all."""
-        lanes = self.lanes.values()
-        if any(lane.sending or (not lane.refused and outbox.next_at(self.book, lane.name)) for lane in lanes) or self.switch.busy:
-            return
-        if self.book.state.deadman is not None and not self.switch.cancelled:
-            self.switch.cancelled = True
-            self.switch.cancel(self.settings, self.book.state, self._cancelled)
-        elif self.keeper.idle or self.keeper.trouble:
+        busy = self.switch.busy or self.taking_back.next(self.book.state) is not None
+        if not busy and not self.lanes.unfinished(self.book) and (self.keeper.idle or self.keeper.trouble):
             self.shell.finish()
-
-    def _cancelled(self) -> None:
-        self.book = Book(self.book.entries, deadman.without(self.book.state))
-        self._proceed()
 
     # --- what is shown -----------------------------------------------------------------------------------
 

@@ -1,4 +1,6 @@
-"""One destination of notices: one send at a time, beside the loop, again after a backoff, or never again until told so."""
+"""One destination of notices: one send at a time, beside the loop, again after a backoff, or never again until told so.
+
+And what is sent beside notices: that a dead man's notice is taken back."""
 
 import hashlib
 import random
@@ -7,8 +9,8 @@ from collections.abc import Callable
 from llmwd.adapters import ntfy, otherservices
 from llmwd.adapters.ntfy import Access, Outcome, Result
 from llmwd.config import Settings
-from llmwd.core import noticetext, outbox
-from llmwd.core.outbox import Book, Entry
+from llmwd.core import noticetext, outbox, takeback
+from llmwd.core.outbox import Book, Deadman, Entry, State
 from llmwd.messages import NoticesFact
 from llmwd.vocab import Phase
 from llmwd.workers.base import Shell
@@ -16,6 +18,7 @@ from llmwd.workers.base import Shell
 NTFY = "ntfy"
 OFF = "off: NTFY_TOPIC is not set"
 KEPT_SENDS = 100
+BACK_AGAIN_S = 0.5  # at the end, when a few seconds are left for it
 
 
 class Lane:
@@ -105,9 +108,74 @@ class Lanes(dict[str, Lane]):
         """Sequence ids."""
         return frozenset(lane.sending.sid for lane in self.values() if lane.sending)
 
+    def unfinished(self, book: Book) -> bool:
+        """Whether anything is, or may still be, sent."""
+        return any(lane.sending or (not lane.refused and outbox.next_at(book, lane.name)) for lane in self.values())
+
     def waiting(self, book: Book, number: int) -> list[Lane]:
         """Those that have not got all notices up to this one."""
         return [lane for lane in self.values() if any(it.dest == lane.name and it.id <= number for it in book.entries)]
+
+
+class TakingBack:
+    """Takes back the dead man's notices that were given up, one at a time, again and again until the server has done it."""
+
+    def __init__(self, shell: Shell):
+        self.shell = shell
+        self.busy = self.hurried = False
+        self._tries, self._quiet_until_at = 0, 0.0
+        self._reached: dict[str, Settings] = {}  # by the server's mark; also those before a reload
+        self._refused: set[str] = set()
+
+    def know(self, settings: Settings) -> None:
+        """These are the settings now. Those that an older version kept have no mark, and were made by what is set."""
+        self._tries, self._quiet_until_at, self._refused = 0, 0.0, set()
+        if settings.ntfy_topic:
+            self._reached[mark_of(settings)] = self._reached[""] = settings
+
+    def hurry(self) -> None:
+        """Little time is left."""
+        self.hurried, self._tries, self._quiet_until_at = True, 0, 0.0
+
+    def next(self, state: State) -> Deadman | None:
+        """What there is to do."""
+        return takeback.next_back(state, frozenset(self._reached) - self._refused)
+
+    def proceed(self, state: State, now_at: Callable[[], float], then: Callable[[str], None]) -> list[float]:
+        """Begin, if it is time; else when that is. then(sid): the server has it no longer; "": it may have it still."""
+        one = self.next(state)
+        if one is None or self.busy:
+            return []
+        if now_at() < self._quiet_until_at:
+            return [self._quiet_until_at]
+        s = self._reached[one.server]
+        self.busy = True
+
+        def arrived(outcome: Outcome | None) -> None:
+            self.busy = False
+            then(one.sid if self._done(one, outcome or Outcome(Result.again, "see the traceback"), now_at()) else "")
+
+        self.shell.beside(lambda: ntfy.cancel(s.ntfy_server, s.ntfy_topic, one.sid, access(s)), arrived)
+        return []
+
+    def _done(self, one: Deadman, outcome: Outcome, now_at: float) -> bool:
+        if outcome.result is Result.sent:
+            self._tries = 0
+            return True
+        if not self._tries:
+            self.shell.log.warning("the dead man's notice could not be taken back: %s", outcome.why)
+        if outcome.result is Result.refused:
+            self._refused.add(one.server)
+        self._tries += 1
+        delay_s = noticetext.retry_after_s(self._tries, outcome.status, outcome.code, random.random(), now_at)
+        self._quiet_until_at = now_at + (min(delay_s, BACK_AGAIN_S) if self.hurried else delay_s)
+        return outcome.result is Result.bad
+
+
+def mark_of(settings: Settings) -> str:
+    """Names the server and the topic, and tells neither; "" without a topic."""
+    both = f"{settings.ntfy_server} {settings.ntfy_topic}"
+    return hashlib.sha256(both.encode()).hexdigest()[:16] if settings.ntfy_topic else ""
 
 
 def ways(settings: Settings, now_at: Callable[[], float]) -> dict[str, Callable[[Entry], Outcome]]:

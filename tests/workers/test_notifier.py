@@ -398,6 +398,111 @@ def test_the_server_tells_the_death_of_a_node_and_nothing_after_an_orderly_end(t
         assert server.scheduled == []
 
 
+def with_deadman(stage: Notifier, waiting: int = 0) -> None:
+    """Started, and the server holds a dead man's notice that is known on disk."""
+    stage.start()
+    stage.be(NodePhase.serving)
+    stage.until_fact(deadman_at=lambda at: at, waiting=waiting)
+    assert len(stage.server.scheduled) == 1
+
+
+def kept_state(stage: Stage) -> outbox.State:
+    with sqlite3.connect(stage.dirs.state / "outbox.sqlite3") as there:
+        (body,) = there.execute("SELECT body FROM kept WHERE name = 'state'").fetchone()
+    return msgspec.json.decode(body, type=outbox.State)
+
+
+@pytest.mark.parametrize("trouble", ["another service is down", "429", "one DELETE fails"])
+def test_no_death_is_told_after_an_orderly_end_whatever_else_does_not_work(tmp_path, server, trouble):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        urls = f"json://127.0.0.1:{taken.getsockname()[1]}/hook" if trouble == "another service is down" else ""
+        with Notifier(tmp_path, server, NTFY_DEADMAN=30, NOTIFY_URLS=urls) as stage:
+            with_deadman(stage, 1 if urls else 0)
+            if trouble == "429":
+                server.plan[:] = ["429"] * 9
+            elif trouble == "one DELETE fails":
+                server.delete_plan[:] = ["503"]
+            assert stage.stop(5.0) == 0
+            assert server.scheduled == [] and kept_state(stage).back == ()
+
+
+def test_what_an_orderly_end_could_not_take_back_is_taken_back_by_the_next_start(tmp_path, server):
+    with Notifier(tmp_path, server, NTFY_DEADMAN=30) as stage:
+        with_deadman(stage)
+        server.delete_plan[:] = ["503"] * 99
+        assert stage.stop(2.0) == 0
+        (left,) = kept_state(stage).back
+        assert [kept["sequence_id"] for _, kept in server.scheduled] == [left.sid] and len(server.deletes) > 1
+        server.delete_plan.clear()
+        stage.start()
+        stage.until(lambda: left.sid not in [kept["sequence_id"] for _, kept in server.scheduled])
+        stage.until(lambda: kept_state(stage).back == ())
+
+
+def test_a_death_that_was_told_is_taken_from_the_screen_when_we_are_heard_again(tmp_path, server):
+    with Notifier(tmp_path, server, NTFY_DEADMAN=1) as stage:
+        with_deadman(stage)
+        (dead,) = [kept["sequence_id"] for _, kept in server.scheduled]
+        stage.until(lambda: kept_state(stage).deadman.fires_at)
+        stage.worker.kill()
+        server.pass_time(90)
+        stage.until_told("Serving tiny on node7", "No sign of life from llmwd on node7")
+        state = kept_state(stage)
+        past = msgspec.structs.replace(state, deadman=msgspec.structs.replace(state.deadman, fires_at=time.time() - 10))
+        with sqlite3.connect(stage.dirs.state / "outbox.sqlite3") as there:
+            there.execute("UPDATE kept SET body = ? WHERE name = 'state'", (msgspec.json.encode(past),))
+        stage.start()
+        stage.until(lambda: server.titles == ["Serving tiny on node7", "Heard again: llmwd on node7"])
+        assert ("ok", dead) in server.deletes
+
+
+def test_another_server_gets_a_dead_mans_notice_only_once_it_has_shown_that_it_can(tmp_path, server):
+    with NtfyServer() as old:
+        old.old = True
+        with Notifier(tmp_path, server, NTFY_DEADMAN=30) as stage:
+            with_deadman(stage)
+            stage.reload(**stage.base | {"NTFY_SERVER": old.url})
+            stage.until(lambda: server.scheduled == [], what="taken back at the former server")
+            stage.be(NodePhase.failed, reason=Reason.server_failed)
+            assert "2.16" in stage.until_fact(deadman=lambda why: why, waiting=0).deadman
+            stage.reload(**stage.base)
+            stage.until_fact(deadman="waits for the first notice, to see that the server can (from ntfy 2.16 on)")
+            stage.be(NodePhase.serving, ready_at=2000.0)
+            stage.until(lambda: server.scheduled)
+            # Changed while nobody ran: its id stays, for the case that the server comes back.
+            stage.until(lambda: kept_state(stage).deadman.fires_at)
+            stage.worker.kill()
+            stage.boot = msgspec.structs.replace(
+                stage.boot, settings=msgspec.structs.replace(stage.boot.settings, ntfy_server=old.url)
+            )
+            stage.start()
+            stage.until(lambda: len(kept_state(stage).back) == 1)
+            assert old.scheduled == [] and kept_state(stage).replaces is False
+
+
+def test_an_outbox_that_cannot_be_read_for_a_while_is_not_forgotten(tmp_path, server):
+    with Notifier(tmp_path, server, NTFY_DEADMAN=30, LEASE_TTL=20) as stage:
+        with_deadman(stage)
+        (dead,) = [kept["sequence_id"] for _, kept in server.scheduled]
+        server.down()
+        stage.be(NodePhase.failed, reason=Reason.server_failed)
+        stage.until(lambda: kept_titles(stage) == ["Failed on node7"])
+        stage.worker.kill()
+        lock = sqlite3.connect(stage.dirs.state / "outbox.sqlite3", isolation_level=None)
+        lock.execute("BEGIN EXCLUSIVE")
+        stage.be(NodePhase.loading)
+        stage.start()
+        assert "locked" in stage.until_fact(kept=lambda why: why).kept
+        lock.execute("ROLLBACK")
+        lock.close()
+        server.up()
+        stage.until_told("Serving tiny on node7", "Failed on node7")
+        stage.until_fact(kept="", waiting=0, deadman_at=lambda at: at)
+        assert [kept["sequence_id"] for _, kept in server.scheduled] == [dead]
+        assert kept_state(stage).told.server.startswith("failed")
+
+
 def test_a_server_that_is_too_old_for_a_dead_mans_notice_gets_none(tmp_path, server):
     server.old = True
     with Notifier(tmp_path, server, NTFY_DEADMAN=30) as stage:
