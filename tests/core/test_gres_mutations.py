@@ -147,7 +147,7 @@ def test_an_array_of_thousands_and_a_megabyte_of_anything_are_read_in_no_time_an
 
 
 def test_a_form_is_the_same_whatever_numbers_and_times_are_in_it() -> None:
-    one, other = a_record((NODE, "gpu:2(UUID:1)")), a_record((NODE, "gpu:3(UUID:4)"), gpus=3)
+    one, other = a_record((NODE, "gpu:2(UUID:1)")), a_record((NODE, "gpu:3(UUID:4-5,7)"), gpus=3)
     why = gres.read_job(one, NODE, "77").why
     assert gres.form_of(why, one) == gres.form_of(gres.read_job(other, NODE, "77").why, other)
     another = a_record((NODE, "gpu:2(SERIAL:1)"))
