@@ -1,4 +1,4 @@
-"""Who listens on a port of this node: on a shared node, anybody may.
+"""Who listens on a port of this node, and whether we could: on a shared node, anybody may.
 
 Asked of the kernel by sock_diag(7), which looks at listeners alone. /proc/net/tcp walks the table of all connections, which on
 a node with much memory takes it milliseconds even when there is none (6.6 ms here, for 262,144 buckets; this takes 0.03 ms).
@@ -27,6 +27,17 @@ def owners(port: int) -> set[int]:
         return asked(port)
     except (OSError, struct.error):  # a kernel without tcp_diag, or a sandbox that lets nobody ask
         return read(port)
+
+
+def is_free(port: int) -> bool:
+    """Whether we could listen on it at 127.0.0.1, as Caddy would."""
+    with socket.socket() as trial:
+        trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            trial.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True
 
 
 def asked(port: int) -> set[int]:

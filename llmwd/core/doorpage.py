@@ -8,7 +8,7 @@ import hashlib
 import html
 from datetime import UTC, datetime
 
-from llmwd.core.doorwords import TOLD, DoorState, iso
+from llmwd.core.doorwords import DoorState, iso, provided
 
 RENEW_S = 30
 STYLE = """
@@ -42,15 +42,14 @@ def page(state: DoorState) -> bytes:
     """As HTML."""
     rows = [("Model", html.escape(state.model or "none")), ("Since", _time(state.since_at))]
     if state.expected_at is not None and not state.reachable:
-        how = " if the jobs before it take all their time" if state.by_limits else ""
-        rows.append(("Expected", f"{_time(state.expected_at)}{how}"))
+        rows.append(("Expected", f"{_time(state.expected_at)}{provided(state)}"))
     listed = "".join(f"<dt>{name}</dt><dd>{text}</dd>" for name, text in rows)
     title = html.escape(state.hostname or "llmwd")
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f'<meta http-equiv="refresh" content="{RENEW_S}"><title>{title}: {state.code}</title><style>{STYLE}</style></head>'
-        f'<body><h1>{title}</h1><p class="{state.code}">{TOLD[state.code]}</p><dl>{listed}</dl><script>{SCRIPT}</script></body></html>\n'
+        f'<body><h1>{title}</h1><p class="{state.code}">{html.escape(state.told)}</p><dl>{listed}</dl><script>{SCRIPT}</script></body></html>\n'
     ).encode()
 
 

@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 from llmwd.adapters import doorkeys
 from llmwd.adapters.rundir import DirError
+from llmwd.core import doorwanted
 from llmwd.core.doorkeys import Key, KeyFileError, in_force, next_end_at, parse
 from llmwd.workers.base import Shell
 
@@ -28,6 +29,11 @@ class Keyring:
 
     def in_force(self) -> tuple[Key, ...]:
         return in_force(self._keys, time.time())
+
+    @property
+    def lack(self) -> str:
+        """Why none is in force, where none is."""
+        return doorwanted.DAMAGED if self.problem else doorwanted.ALL_EXPIRED if self._keys else doorwanted.NONE_MADE
 
     def _read(self) -> tuple[tuple[Key, ...], str]:
         try:

@@ -50,3 +50,13 @@ def test_a_kernel_that_does_not_answer_is_read_instead(monkeypatch):
         one.bind(("127.0.0.1", 0))
         one.listen()
         assert listeners.owners(one.getsockname()[1]) == {os.getuid()}
+
+
+def test_a_port_is_free_unless_somebody_listens_on_it():
+    with socket.create_server(("127.0.0.1", 0)) as one:
+        port = one.getsockname()[1]
+        assert not listeners.is_free(port)
+        with socket.create_connection(("127.0.0.1", port)) as client:
+            one.accept()[0].close()
+            client.recv(1)
+    assert listeners.is_free(port)  # also while connections to it are not forgotten yet

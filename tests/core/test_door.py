@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llmwd.core import doorconfig, doorpage, doorwords
+from llmwd.core.doorwanted import Account, Wanted, shuts_out
 from llmwd.core.doorkeys import KeyFileError, in_force, next_end_at, parse
 from llmwd.messages import Gpu, GpusFact, Hold, JobClaim
 from llmwd.vocab import Holder, NodePhase, Reason
@@ -91,7 +92,7 @@ def claim(indices: tuple[int, ...] | None, ends_at: float | None) -> JobClaim:
     ((claim((0, 1), 500.0), claim((0, 1), 900.0)), "ssff", 3, 900.0),  # shared: the later one counts
     ((claim(None, 500.0),), "ssss", 1, None),  # it may have any
     ((claim((0, 1), 500.0),), "ssoo", 4, None),  # nobody knows when a stranger goes
-    ((claim((0, 1), 500.0),), "ssff", 2, None),  # there are enough: it waits for something else
+    ((claim((0, 1), 500.0),), "ssff", 2, 0.0),  # there are enough
 ])  # fmt: skip
 def test_the_model_is_expected_when_the_jobs_time_limits_leave_enough_gpus(claims, holders, wanted, free_at):
     assert doorwords.free_at(gpus(claims, holders), wanted) == free_at
@@ -105,20 +106,72 @@ def test_an_estimate_is_what_is_known_and_none_where_something_is_not():
     seen = gpus((claim((0, 1, 2, 3), 2000.0),))
     away = told(Reason.yielded_to_job, NodePhase.waiting, seen, 1900.0, load_s=50.0)
     assert (away.expected_at, away.retry_after_s, away.by_limits) == (2050.0, 150, True)
-    assert told(Reason.yielded_to_job, NodePhase.waiting, seen, 0.0).retry_after_s == doorwords.LATEST_S
-    assert told(Reason.yielded_to_job, NodePhase.waiting, seen, 2001.0).expected_at is None  # it should be over by now
-    assert told(Reason.yielded_to_job, NodePhase.waiting, None, 0.0).expected_at is None
+    assert told(Reason.yielded_to_job, NodePhase.waiting, seen, 0.0, load_s=50.0).retry_after_s == doorwords.LATEST_S
+    assert told(Reason.yielded_to_job, NodePhase.waiting, seen, 2051.0, load_s=50.0).expected_at is None  # it should be over by now
+    assert told(Reason.yielded_to_job, NodePhase.waiting, None, 0.0, load_s=50.0).expected_at is None
+    assert told(Reason.yielded_to_job, NodePhase.waiting, seen, 0.0).expected_at is None  # nobody knows how long it loads
     loading = told(Reason.loading, NodePhase.loading, seen, 120.0, started_at=100.0, load_s=60.0)
     assert (loading.expected_at, loading.retry_after_s, loading.by_limits) == (160.0, 40, False)
     assert told(Reason.loading, NodePhase.loading, seen, 120.0, started_at=100.0).expected_at is None
-    held = gpus((), hold=Hold(since_at=0.0, until_at=700.0))
-    assert told(Reason.held, NodePhase.held, held, 100.0, load_s=10.0).expected_at == 710.0
-    for until_at in (None, float("inf"), float("nan"), 1e300, -1.0):
-        held = gpus((), hold=Hold(since_at=0.0, until_at=until_at))
-        assert told(Reason.held, NodePhase.held, held, 100.0, load_s=10.0).expected_at is None
+
+
+@pytest.mark.parametrize("until_at, claims, holders, expected_at, by_limits", [
+    (700.0, (), "ffff", 710.0, False), (700.0, (claim((0, 1), 9000.0),), "ssff", 710.0, False),
+    (700.0, (claim((0, 1, 2, 3), 500.0),), "ssss", 710.0, False), (700.0, (claim((0, 1, 2, 3), 9000.0),), "ssss", 9010.0, True),
+    (700.0, (claim((0, 1, 2, 3), None),), "ssss", None, False), (700.0, (), "oooo", None, False), (None, (), "ffff", None, False),
+    (float("inf"), (), "ffff", None, False), (float("nan"), (), "ffff", None, False), (1e300, (), "ffff", None, False),
+    (-1.0, (), "ffff", None, False),
+])  # fmt: skip
+def test_after_a_hold_the_model_waits_for_the_jobs_as_well(until_at, claims, holders, expected_at, by_limits):
+    state = told(Reason.held, NodePhase.held, gpus(claims, holders, hold=Hold(since_at=0.0, until_at=until_at)), 100.0, load_s=10.0)
+    assert (state.expected_at, state.by_limits) == (expected_at, by_limits)
+    assert (b"if the jobs before it take all their time" in doorpage.page(state)) == by_limits
+    assert (b"if the jobs before it take all their time" in doorwords.error_body(state)) == by_limits
+
+
+@pytest.mark.parametrize("reason, phase, code, words", [
+    (Reason.node_draining, NodePhase.waiting, "waiting_for_gpus", "drained, reserved or in maintenance"),
+    (Reason.no_evidence, NodePhase.waiting, "waiting_for_gpus", "cannot be told"),
+    (Reason.gpu_unknown, NodePhase.waiting, "waiting_for_gpus", "cannot be told"),
+    (Reason.gpu_in_use, NodePhase.waiting, "waiting_for_gpus", "Somebody else's program"),
+    (Reason.memory_pressure, NodePhase.waiting, "waiting_for_gpus", "short of memory"),
+    (Reason.resume_delay, NodePhase.waiting, "waiting_for_gpus", "about to be loaded"),
+    (Reason.expected_job, NodePhase.waiting, "yielded_to_job", "needs the GPUs soon"),
+    (Reason.unknown_job, NodePhase.waiting, "yielded_to_job", "may need the GPUs"),
+    (Reason.budget_broken, NodePhase.held, "held", "stays down until its operator has looked"),
+    (Reason.map_contradicted, NodePhase.held, "held", "stays down until its operator has looked"),
+    (Reason.not_wanted, NodePhase.waiting, "held", "No model is to be served"),
+    (Reason.stopping, NodePhase.yielding, "held", "being stopped"), (Reason.stopping, NodePhase.stopped, "held", "being stopped"),
+    (Reason.worker_failed, NodePhase.waiting, "failed", "cannot be served"),
+])  # fmt: skip
+def test_what_jobs_limits_do_not_end_has_no_estimate_of_theirs_and_words_of_its_own(reason, phase, code, words):
+    state = told(reason, phase, gpus((claim((0, 1, 2, 3), 36000.0),)), 100.0, load_s=50.0)
+    assert (state.code, state.expected_at, state.by_limits, state.gap) == (code, None, False, False)
+    for text in (doorwords.error_body(state), doorpage.page(state)):
+        assert words.replace("'", "&#x27;" if b"<html" in text else "'").encode() in text
+        assert b"The operator has taken" not in text and b"Expected" not in text
+
+
+def test_every_reason_has_words_that_people_read_and_an_open_door_a_short_wait():
+    for reason in Reason:
+        assert told(reason, NodePhase.waiting, None, 100.0).told
+    assert told(Reason.ready, NodePhase.serving, None, 100.0).retry_after_s == doorwords.SOON_S
+
+
+def test_a_configuration_keeps_somebody_out_if_a_key_or_a_path_is_there_no_longer():
+    alice, bob = Account("alice", HASH), Account("bob", HASH)
+    base = Wanted(
+        folder="f", socket="s", admin="a", port=1, tls=False, accounts=(alice, bob), allow=("/a",), body_mb=1, most=1, hold_s=0.0
+    )
+    but = lambda **changes: msgspec.structs.replace(base, **changes)
+    for changes in ({"accounts": (alice,)}, {"accounts": ()}, {"allow": ()}, {"accounts": (alice, Account("bob", HASH[:-1] + "b"))}):
+        assert shuts_out(base, but(**changes))
+    assert not shuts_out(but(accounts=(alice,), allow=()), base)
+    assert shuts_out(but(accounts=None), base) and not shuts_out(base, but(accounts=None))
+    assert shuts_out(None, base) and not shuts_out(base, but(port=2, most=9, body_mb=9, hold_s=1.0, tls=True))
 
 
 def test_nobody_outside_learns_whose_job_it_is():
-    state = told(Reason.yielded_to_job, NodePhase.waiting, gpus((claim((0, 1, 2, 3), 2000.0),)), 1900.0, detail="job 4711 of carla")
+    state = told(Reason.yielded_to_job, NodePhase.waiting, gpus((claim((0, 1, 2, 3), 2000.0),)), 1900.0, load_s=1.0, detail="job 4711 of carla")
     for text in (doorwords.error_body(state), doorwords.models_body(state), doorpage.page(state)):
         assert b"4711" not in text and b"carla" not in text and b"00:33" in text
