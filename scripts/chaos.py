@@ -72,8 +72,7 @@ def perform(stage: Stage, asked: argparse.Namespace) -> int:
     show.count = 0
     play = Play(stage, asked.seed, say)
     stuck, interrupted = "", False
-    stage.tree.start()
-    stage.tree.all_ready(60)
+    stage.begin()
     try:
         if asked.matrix:
             chosen = cells()[asked.seed % asked.every :: asked.every]

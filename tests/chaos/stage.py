@@ -88,7 +88,8 @@ class Stage:
         self.ntfy.__enter__()
         (folder / "tunnel").mkdir()
         credentials = folder / "tunnel" / "credentials.json"
-        credentials.write_text(json.dumps({"AccountTag": "a", "TunnelSecret": "c2VjcmV0", "TunnelID": TUNNEL_ID}))
+        credentials.write_text(json.dumps({"AccountTag": "a", "TunnelSecret": "c2VjcmV0" * 6, "TunnelID": TUNNEL_ID}))
+        credentials.chmod(0o600)
         settings = {
             "SIM_GPUS": GPUS, "SIM_DIR": self.jobs_folder, "LEASE_TTL": TTL_S, "YIELD_GRACE": GRACE_S,
             "RESOLVE_DEADLINE": RESOLVE_S, "RESUME_AFTER": 0.3, "RESTART_INTENSITY": 8, "RESTART_PERIOD": 15,
@@ -108,6 +109,12 @@ class Stage:
         self.observer = Observer(mark, self.tree.runtime, self.jobs_folder, folder / "observer.jsonl", bounds).ready()
         self.job_number = 0
         self.stopped: dict[tuple[int, int], float | None] = {}  # -> when it goes on (monotonic)
+
+    def begin(self) -> None:
+        """Start it, up to the moment when all of it works, its way to the outside included."""
+        self.tree.start()
+        self.tree.all_ready(60)
+        self.tree.until(lambda status: status["tunnel"]["phase"] == "ready", 60, "a tunnel that is connected")
 
     # --- who is there
 
