@@ -32,8 +32,8 @@ _SERVICES = (
 _FORMS = tuple(
     (re.compile(form, re.IGNORECASE | re.ASCII), instead)
     for form, instead in (
-        (r"\b(?:hf|tk|gh[opsu]|github_pat)_[a-z0-9_]{8,}|\bsk-[a-z0-9_-]{12,}|\bglpat-[a-z0-9_-]{8,}|\bxox[a-z]-[a-z0-9-]{8,}", HIDDEN),
-        (r"\bAKIA[A-Z0-9]{16}\b|\beyJ[a-z0-9_-]{12,}(?:\.[a-z0-9_-]+)*={0,2}", HIDDEN),
+        (r"\b(?-i:(?:hf|tk|gh[opsu])_[A-Za-z0-9]{8,}|sk-[A-Za-z0-9_-]{12,}|github_pat_\w{8,}|glpat-[\w-]{8,}|xox[a-z]-[A-Za-z0-9-]{8,})", HIDDEN),
+        (r"\b(?-i:AKIA[A-Z0-9]{16}\b|eyJ[A-Za-z0-9_-]{12,}(?:\.[A-Za-z0-9_-]+)*={0,2})", HIDDEN),
         (r"(\bBearer\s+)[^\s'\",]+", rf"\1{HIDDEN}"),
         (r"(\b(?:proxy-)?authorization['\"]?\s*[:=]\s*['\"]?(?:basic|digest|token|apikey)\s+)[^'\"\r\n,]+", rf"\1{HIDDEN}"),
         (r"(\bx-(?:[a-z]+-)*(?:key|token)['\"]?\s*[:=]\s*['\"]?)[^\s'\",]+", rf"\1{HIDDEN}"),

@@ -45,15 +45,19 @@ def serve_argv(profile: Profile, settings: Settings, gpus: int, port: int | None
 
     ConfigError when the profile's pipeline and data parallelism do not fit that many GPUs.
     """
-    args = list(profile.vllm_args)
-    for names in (TENSOR, API_KEY, *([HF_TOKEN] if option(args, *HF_TOKEN) else [])):  # --hf-token alone is no secret
-        args = _without(args, names)
+    args = _without(without_secrets(profile.vllm_args), TENSOR)
     argv = [profile.llm_bin, "serve", profile.model_name, *args]
     if option(args, "--host") is None:
         argv += ["--host", "127.0.0.1"]
     if option(args, "--port") is None:
         argv += ["--port", str(settings.server_port if port is None else port)]
     return [*argv, "--tensor-parallel-size", str(tensor_parallel(args, gpus))]
+
+
+def without_secrets(args: Sequence[str]) -> list[str]:
+    """`args` without those that go by the environment."""
+    args = _without(args, API_KEY)
+    return _without(args, HF_TOKEN) if option(args, *HF_TOKEN) else args  # --hf-token alone is no secret
 
 
 def tensor_parallel(args: Sequence[str], gpus: int) -> int:

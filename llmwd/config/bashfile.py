@@ -50,7 +50,7 @@ __llmwd_dump() {
   builtin printf '%s\0' end
 } >&"$__llmwd_fd"
 __llmwd_dump
-trap 'builtin printf "%s\0" failed "$?" "$LINENO" "${BASH_SOURCE[0]}" "$BASH_COMMAND" >&"$__llmwd_fd"' ERR
+trap 'builtin printf "%s\0" failed "$?" "$LINENO" "${BASH_SOURCE[0]}" >&"$__llmwd_fd"' ERR
 for __llmwd_file in "${__llmwd_files[@]}"; do
   builtin source "$__llmwd_file"
   set +eu
@@ -79,7 +79,6 @@ class FailedCommand(msgspec.Struct, frozen=True):
     file: str
     line: int
     status: int
-    command: str
 
 
 class Message(msgspec.Struct, frozen=True):
@@ -175,8 +174,8 @@ def _parse(report: str) -> tuple[tuple[dict[str, Variable], ...], tuple[FailedCo
                 flags = next(tokens).split(" ", 2)[1]
                 state[name] = Variable(values, "a" in flags or "A" in flags, "x" in flags)
             elif token == "failed":
-                status, line, file, command = [next(tokens) for _ in range(4)]
-                failed.append(FailedCommand(file, int(line), int(status), command))
+                status, line, file = [next(tokens) for _ in range(3)]
+                failed.append(FailedCommand(file, int(line), int(status)))
     except StopIteration:  # cut short: that state has no end and is not among the states
         pass
     return tuple(states), tuple(failed)

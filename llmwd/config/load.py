@@ -13,7 +13,7 @@ from llmwd import redact
 from llmwd.config import argv
 from llmwd.config.bashfile import Variable
 from llmwd.config.problems import ConfigError, Problem
-from llmwd.config.profile import FOLDER, LINK, Profile, choose
+from llmwd.config.profile import FOLDER, LINK, Profile, choose, profile_names
 from llmwd.config.settings import BY_NAME, SETTINGS, Settings, SettingSpec
 from llmwd.config.sources import CONFIG, Sources, environment, read_sources
 
@@ -61,15 +61,27 @@ def load(
         found = check.profile(chosen, names[-1])
     if not os.path.exists(home / CONFIG):
         check.warn(CONFIG, None, None, f"is missing, defaults are used; begin with: cp {CONFIG}.example {CONFIG}")
+    for file in sources.files:
+        if file.is_open and redact.holds_secret(file.text):
+            check.warn(file.name, None, None, f"can be read by other users, and holds a secret: `chmod 600 {file.name}`")
     problems = [*sources.problems, *check.problems, *([chosen_problem] if chosen_problem else [])]
     warnings = [*sources.warnings, *check.warnings]
     found = None if sources.broken else found
     return Loaded(settings, found, _in_order(problems, names), _in_order(warnings, names))
 
 
+def learn_profiles(home: Path) -> None:
+    """Learn the secrets of all profiles, as they are now: a log may quote those of any that was served. Takes some 10 ms for
+    each, 5 s for one that hangs."""
+    for name in profile_names(home):
+        load(home, name)
+
+
 def _learn_secrets(sources: Sources) -> None:
     state = sources.state_after(len(sources.files))
-    redact.learn_variables({name: value for name, variable in state.items() for value in variable.values})
+    for name, variable in state.items():
+        for value in variable.values:
+            redact.learn_variables({name: value})
     for file in sources.files:
         redact.learn_file(file.text)
     args = state.get("VLLM_ARGS")
@@ -79,7 +91,7 @@ def _learn_secrets(sources: Sources) -> None:
 
 def _in_order(problems: list[Problem], names: list[str]) -> tuple[Problem, ...]:
     """Each once, as one meets them reading the files from the first line of the first on; secrets quoted in them
-    (bash quotes the line that it stumbles over) are taken out."""
+    are taken out."""
     problems = [msgspec.structs.replace(each, message=redact.mask(each.message)) for each in problems]
     order = {name: place for place, name in enumerate(names)}
     return tuple(sorted(dict.fromkeys(problems), key=lambda it: (order.get(it.file, len(names)), it.line or 0)))
@@ -149,6 +161,10 @@ class _Check:
             has_key = self._quietly("REQUIRE_API_KEY").get("REQUIRE_API_KEY", True) or exports.get("VLLM_API_KEY")
             keyless = not (has_key or argv.option(words, *argv.API_KEY))
             self.warnings += [Problem(*place, "VLLM_ARGS", m) for m in ([] if wrong else argv.warnings_of(words, keyless))]
+            for option in redact.telling_arguments(argv.without_secrets(words)):
+                what = f"what looks like a secret ({option})" if option else "what looks like a secret"
+                message = f"{what} stays on vLLM's command line, which every user of this node can read: export it or put it in a file"
+                self.warn(*place, "VLLM_ARGS", message)
         if len(self.problems) > begin or model is None or args is None:
             return None
         own = {spec.field: got[spec.name] for spec in SETTINGS if spec.by_profile}
@@ -209,9 +225,9 @@ class _Check:
         if args.is_array:
             return args.values
         words = tuple(word for word in re.split(r"[ \t\n]+", args.values[0]) if word)
-        for word in words:
+        for place, word in enumerate(words, 1):
             if len(word) > 1 and word[0] == "'" or word.count('"') % 2:
-                message = f"{word} reaches vLLM with its quotes; for quoting, write an array: VLLM_ARGS=(...)"
+                message = f"its word {place} reaches vLLM with its quotes; for quoting, write an array: VLLM_ARGS=(...)"
                 self.warn(*self.sources.where("VLLM_ARGS", files), "VLLM_ARGS", message)
                 break
         return words

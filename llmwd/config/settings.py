@@ -42,9 +42,9 @@ SETTINGS: tuple[SettingSpec, ...] = (
         "default",
         "The priority of an ordinary notice.",
     ),
-    SettingSpec("NTFY_TOKEN_FILE", values.path(), "", "The file (chmod 600) with an access token of the ntfy server."),
+    SettingSpec("NTFY_TOKEN_FILE", values.secret_file(), "", "The file (chmod 600) with an access token of the ntfy server."),
     SettingSpec("NTFY_USER", values.text(), "", "The user at the ntfy server, with NTFY_PASSWORD_FILE."),
-    SettingSpec("NTFY_PASSWORD_FILE", values.path(), "", "The file (chmod 600) with that user's password."),
+    SettingSpec("NTFY_PASSWORD_FILE", values.secret_file(), "", "The file (chmod 600) with that user's password."),
     SettingSpec("NTFY_TAGS", values.tags(), "", "More tags for each notice, such as gpu,lab."),
     SettingSpec(
         "NTFY_CLICK", values.click(), "", "The address that a notice leads to; empty: https://TUNNEL_HOSTNAME/ where that is set."
@@ -121,9 +121,9 @@ SETTINGS: tuple[SettingSpec, ...] = (
     SettingSpec("TUNNEL_NAME", values.text(), "", "The tunnel's name, only shown."),
     SettingSpec("CLOUDFLARED_BIN", values.text(), "cloudflared", "The cloudflared program: a name on PATH or a path."),
     SettingSpec(
-        "CLOUDFLARED_CREDS", values.path(), "$HOME/.cloudflared/$TUNNEL_ID.json", "The tunnel's credentials file."
+        "CLOUDFLARED_CREDS", values.secret_file(), "$HOME/.cloudflared/$TUNNEL_ID.json", "The tunnel's credentials file."
     ),
-    SettingSpec("TUNNEL_TOKEN_FILE", values.path(), "", "With TUNNEL_MODE=token: the file that holds the tunnel's token."),
+    SettingSpec("TUNNEL_TOKEN_FILE", values.secret_file(), "", "With TUNNEL_MODE=token: the file that holds the tunnel's token."),
     SettingSpec(
         "TUNNEL_PROTOCOL",
         values.choice("http2", "auto", "quic"),

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import msgspec
 
+from llmwd import ownership
 from llmwd.config.bashfile import Readout, Variable, read_files
 from llmwd.config.problems import Problem
 from llmwd.config.settings import BY_NAME
@@ -20,7 +21,20 @@ _FATAL = re.compile(
     r"syntax error|unexpected (EOF|end of file|token|argument)|bad substitution|readonly variable|unbound variable"
     r"|cannot assign|invalid arithmetic|not a valid identifier|division by 0"
 )
-_BLANKS = re.compile(r"^\s*(?:export\s+)?([A-Za-z_]\w*)(?:\s+=|=\s+\S)", re.ASCII)
+# What kind of mistake it is by bash's word. bash's own text is never shown: it quotes words of the file, and where quotes
+# were forgotten these are what should have been in them, such as a key.
+_KINDS = (
+    (re.compile(r": (command not found|No such file or directory|Permission denied|Is a directory|Not a directory)$|annot execute"),
+     "bash takes a word of this line for a command or a file: forgotten quotes?"),
+    (re.compile(r"while looking for matching"), "a quote or bracket that is opened here or further down is not closed"),
+    (re.compile(r"syntax error|unexpected"), "bash cannot read this line: forgotten quotes, or something that is not closed?"),
+    (re.compile(r"bad substitution$"), "a ${...} in this line is not as bash writes it"),
+    (re.compile(r"readonly variable$"), "sets a variable that is bash's own"),
+    (re.compile(r"unbound variable$|parameter (null or )?not set$"), "uses a variable that is not set"),
+    (re.compile(r"not a valid identifier$"), "what should be a variable's name in this line cannot be one: forgotten quotes?"),
+)  # fmt: skip
+_UNKNOWN_KIND = "bash cannot do what this line says"
+_ASSIGNMENT = re.compile(r"^\s*(?:export\s+|declare\s+(?:-\w+\s+)*)?([A-Za-z_]\w*)(\s+=|=\s+\S|=)", re.ASCII)
 
 
 class SettingsFile(msgspec.Struct, frozen=True):
@@ -29,6 +43,7 @@ class SettingsFile(msgspec.Struct, frozen=True):
     name: str
     path: Path
     text: str
+    is_open: bool = False  # to other users' eyes
 
     def line_of(self, variable: str) -> int | None:
         """The line of the last assignment to `variable`, as a reader of the text sees it; comments do not count."""
@@ -103,11 +118,14 @@ def _read_text(home: Path, name: str) -> SettingsFile | Problem | None:
         if not stat.S_ISREG(path.stat().st_mode):
             return Problem(name, None, None, "is not a regular file")
         with path.open("rb") as file:
+            found = os.fstat(file.fileno())
             raw = file.read(FILE_LIMIT_BYTES + 1)
     except FileNotFoundError:
         return None
     except OSError as error:
         return Problem(name, None, None, f"cannot be read: {error.strerror}")
+    if ownership.others_may_write(found):
+        return Problem(name, None, None, f"can be written by other users, and bash would run what they write: look through it, then `chmod go-w {name}`")
     if len(raw) > FILE_LIMIT_BYTES:
         return Problem(name, None, None, f"is larger than {FILE_LIMIT_BYTES >> 20} MiB: not a settings file")
     for sign, message in (
@@ -116,7 +134,7 @@ def _read_text(home: Path, name: str) -> SettingsFile | Problem | None:
     ):
         if sign in raw:
             return Problem(name, raw[: raw.index(sign)].count(b"\n") + 1, None, message)
-    return SettingsFile(name, path, raw.decode("utf-8", "surrogateescape"))
+    return SettingsFile(name, path, raw.decode("utf-8", "surrogateescape"), ownership.others_may_read(found))
 
 
 def _judge(
@@ -135,17 +153,17 @@ def _judge(
             continue
         name = os.path.relpath(path, home) if Path(path).is_relative_to(home) else path
         command, text = failed.get(place), said.get(place, "")
+        message = next((kind for sign, kind in _KINDS if sign.search(text)), _UNKNOWN_KIND)
         if not text:
-            text = f"the command `{command.command}` failed with status {command.status}; if it may, add `|| true`"
-        variable, hint = _hint(texts.get(path, ""), line, text)
+            message = f"a command in this line failed with status {command.status}; if it may, add `|| true`"
+        variable, hint = _hint(texts.get(path, ""), line)
         is_error = command or _FATAL.search(text) or (unfinished and str(unfinished.path) == path)
-        (problems if is_error else warnings).append(Problem(name, line, variable, text + hint))
+        (problems if is_error else warnings).append(Problem(name, line, variable, hint or message))
     if readout.ended_by is not None:
         problems.append(Problem(unfinished.name if unfinished else CONFIG, None, None, readout.ended_by))
     if readout.printed.strip():
-        shown = readout.printed.strip().splitlines()[0][:60].encode("utf-8", "replace").decode()
         names = ", ".join(file.name for file in files)
-        warnings.append(Problem(names, None, None, f"prints {shown!r}: a settings file should only set variables"))
+        warnings.append(Problem(names, None, None, "prints something: a settings file should only set variables"))
 
 
 def _order(place: tuple[str, int], paths: list[str]) -> tuple[int, str, int]:
@@ -153,13 +171,10 @@ def _order(place: tuple[str, int], paths: list[str]) -> tuple[int, str, int]:
     return (paths.index(path) if path in paths else len(paths)), path, line
 
 
-def _hint(text: str, line: int, message: str) -> tuple[str | None, str]:
-    """(variable, what to do) for the mistakes that people make."""
+def _hint(text: str, line: int) -> tuple[str | None, str]:
+    """(the variable that the line sets, what to say instead of the mistake's kind where its form says it better)."""
     lines = text.split("\n")
-    blanks = _BLANKS.match(lines[line - 1]) if 0 < line <= len(lines) else None
-    if blanks:
-        return blanks[1], "; bash allows no blanks around = in NAME=value"
-    if "looking for matching" in message:
-        return None, " (a quote or bracket that is opened here or further down is not closed)"
-    return None, ""
-
+    found = _ASSIGNMENT.match(lines[line - 1]) if 0 < line <= len(lines) else None
+    if found is None:
+        return None, ""
+    return found[1], "" if found[2] == "=" else "bash allows no blanks around = in NAME=value"

@@ -6,6 +6,8 @@ from typing import Any
 
 import msgspec
 
+from llmwd import redact
+
 
 class Parser(msgspec.Struct, frozen=True):
     """`wanted` completes "must be ..."; `read` returns None for a text that is not so."""
@@ -19,7 +21,8 @@ class Parser(msgspec.Struct, frozen=True):
         if value is None:
             if self.private:
                 raise ValueError(f"must be {self.wanted}")
-            shown = text if len(text) <= 60 else text[:57] + "..."
+            shown = redact.mask(text)
+            shown = shown if len(shown) <= 60 else shown[:57] + "..."
             raise ValueError(f"must be {self.wanted}, not {shown!r}")
         return value
 
@@ -95,6 +98,11 @@ def path() -> Parser:
         return text if not text or text.startswith("/") else None
 
     return Parser("an absolute path (bash does not expand a ~ in quotes: write $HOME)", read)
+
+
+def secret_file() -> Parser:
+    """The path of a file with a secret. The secret itself is what people write there by mistake."""
+    return Parser("the absolute path of a file (with $HOME, not ~), not what is in it", path().read, private=True)
 
 
 def paths() -> Parser:

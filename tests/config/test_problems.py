@@ -1,10 +1,13 @@
 """What an operator gets wrong is told in one sentence with file, line and variable; all of it at once."""
 
+import grp
 import os
+import pwd
 import time
 
 import pytest
 
+from llmwd import ownership
 from llmwd.config import load
 from llmwd.config.bashfile import read_files
 from tests.config.homes import GOOD_PROFILE, environ, load_text, told, warned, write
@@ -59,14 +62,14 @@ def test_a_wrong_value_is_told_with_its_line_and_what_it_must_be(tmp_path, line,
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("NUM_GPUS = 4", ":1: NUM_GPUS: NUM_GPUS: command not found; bash allows no blanks around = in NAME=value"),
-        ("\nNUM_GPUS= 4", ":2: NUM_GPUS: 4: command not found; bash allows no blanks around = in NAME=value"),
-        ("false", ":1: the command `false` failed with status 1; if it may, add `|| true`"),
-        ("A=$(exit 3)", ":1: the command `A=$(exit 3)` failed with status 3; if it may, add `|| true`"),
-        ("if then\nfi", ":1: syntax error near unexpected token `then'"),
-        ("UID=5", ":1: UID: readonly variable"),
-        ("A=${B!}", ":1: ${B!}: bad substitution"),
-        ("A=1\nB=${C:?is needed}", ":2: C: is needed"),
+        ("NUM_GPUS = 4", ":1: NUM_GPUS: bash allows no blanks around = in NAME=value"),
+        ("\nNUM_GPUS= 4", ":2: NUM_GPUS: bash allows no blanks around = in NAME=value"),
+        ("false", ":1: a command in this line failed with status 1; if it may, add `|| true`"),
+        ("A=$(exit 3)", ":1: A: a command in this line failed with status 3; if it may, add `|| true`"),
+        ("if then\nfi", ":1: bash cannot read this line: forgotten quotes, or something that is not closed?"),
+        ("UID=5", ":1: UID: sets a variable that is bash's own"),
+        ("A=${B!}", ":1: A: a ${...} in this line is not as bash writes it"),
+        ("A=1\nB=${C:?is needed}", ":2: B: bash cannot do what this line says"),
         ("A=1\nB=2\0\n", ":2: holds a NUL byte: this is not a text file"),
         ("A=1\r\nB=2\r\n", ":1: has Windows line ends; mend it with: sed -i 's/\\r$//' etc/config.env"),
         ("A=1\nexit 0", ": it ended bash before its last line was read (exit, exec, set -e, set -u or ${NAME:?}?)"),
@@ -84,8 +87,60 @@ def test_a_line_that_bash_refuses_is_told_and_nothing_after_it_is_lost_in_silenc
 
 def test_an_open_quote_is_told_with_a_hint(tmp_path):
     (problem,) = told(load_text(tmp_path, 'A=1\nNTFY_TOPIC="abc\n'))
-    assert problem.startswith("etc/config.env:2: unexpected EOF while looking for matching `\"'")
-    assert problem.endswith("is not closed)")
+    assert problem == "etc/config.env:2: NTFY_TOPIC: a quote or bracket that is opened here or further down is not closed"
+
+
+SECRET = "Sekret-abcdef-123456"
+
+
+@pytest.mark.parametrize(
+    ("config", "profile"),
+    [
+        ("NTFY_TOPIC=my @", ""), ("NTFY_TOPIC=my @ || true", ""), ("NOTIFY_URLS=json://a.b/x tgram://1/@/2", ""), ("NTFY_TOPIC=a/@ b", ""),
+        ("@", ""), ("./@", ""), ("x=1 /@", ""), ("A=(@", ""), ("A=$(@)", ""), ("A=`@`", ""), ("A=${!@ x}", ""), ("A=${X:?@}", ""),
+        ("A=<@", ""), ("export A= @+", ""), ("declare @+=1", ""), ("A=1 & & @", ""), ("if @ then", ""), ("@)", ""), ("A='@", ""), ("A=$((1@))", ""),
+        ("[[ @ ]", ""), ("case @", ""), ("let @=", ""), ("readonly A=1; A=@", ""), ("set -u; A=$S_@", ""), ("echo @", ""),
+        ("TUNNEL_TOKEN_FILE=@", ""), ("NTFY_PASSWORD_FILE=@", ""), ("NTFY_TOKEN_FILE=@", ""), ("CLOUDFLARED_CREDS=@", ""), ("CLOUDFLARED_CREDS=relative/@", ""),
+        ("NTFY_CLICK='https://a.b/ ?token=@'", ""), ("NTFY_TAGS='a b?token=@'", ""), ("LOG_LEVEL='--api-k=@'", ""), ("SIM_GPUS=xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx,token=@", ""),
+        ("B_KEYS=(@ other-one); LOG_LEVEL=@", ""),
+        ("", "VLLM_ARGS=--api-key @"), ("", "VLLM_ARGS=--x {\"k\": @}"), ("", "VLLM_ARGS={\"api_key\":\"@\", \"b\": 1}"), ("", "VLLM_ARGS='--x \"@ y\"'"),
+        ("", "export HF_TOKEN = @"), ("", "export HF_TOKEN= @"), ("", "HF_TOKEN @"), ("", "VLLM_ARGS=(--api-key @"),
+    ],
+)  # fmt: skip
+def test_no_word_of_a_file_that_may_be_a_secret_is_quoted(tmp_path, config, profile):
+    """Where quotes are forgotten, it is the secret that bash stumbles over."""
+    loaded = load_text(tmp_path, config.replace("@", SECRET) + "\n", GOOD_PROFILE + profile.replace("@", SECRET) + "\n")
+    said = told(loaded) + warned(loaded)
+    assert said and "Sekret" not in str(said) and "abcdef" not in str(said), said
+    assert any(each.startswith(("etc/config.env", "models/p.env")) for each in said)
+
+
+@pytest.mark.parametrize(("mode", "problem", "warning"), [
+    (0o600, "", ""), (0o644, "", "can be read by other users, and holds a secret: `chmod 600 {}`"),
+    (0o640, "", "can be read by other users, and holds a secret: `chmod 600 {}`"),
+    (0o602, "can be written by other users, and bash would run what they write: look through it, then `chmod go-w {}`", ""),
+    (0o620, "can be written by other users, and bash would run what they write: look through it, then `chmod go-w {}`", ""),
+])  # fmt: skip
+@pytest.mark.parametrize("name", ["etc/config.env", "models/p.env"])
+def test_a_file_that_others_can_write_is_not_run_and_one_that_they_can_read_is_told(tmp_path, monkeypatch, name, mode, problem, warning):
+    monkeypatch.setattr(ownership, "_is_ours_alone", lambda gid: False)
+    text = f"touch {tmp_path}/ran\nexport WANDB_API_KEY={SECRET}\n"
+    write(tmp_path, {"etc/config.env": "", "models/p.env": GOOD_PROFILE, name: (GOOD_PROFILE if "models" in name else "") + text})
+    (tmp_path / name).chmod(mode)
+    loaded = load(tmp_path, "p", "n1", environ())
+    assert told(loaded) == ([f"{name}: {problem.format(name)}"] if problem else [])
+    assert warned(loaded) == ([f"{name}: {warning.format(name)}"] if warning else [])
+    assert (tmp_path / "ran").exists() == (not problem)
+
+
+def test_a_group_that_has_only_us_in_it_is_no_harm(tmp_path, monkeypatch):
+    us = pwd.getpwuid(os.getuid())
+    groups = {"private": (us.pw_name, []), "with others": (us.pw_name, ["someone"]), "of others": ("lab", [])}
+    write(tmp_path, {"etc/config.env": "NUM_GPUS=2\n", "models/p.env": GOOD_PROFILE})
+    (tmp_path / "etc/config.env").chmod(0o664)
+    for what, (name, members) in groups.items():
+        monkeypatch.setattr(ownership.grp, "getgrgid", lambda gid: grp.struct_group((name, "x", us.pw_gid, members)))  # noqa: B023
+        assert bool(load(tmp_path, "p", "n1", environ()).problems) == (what != "private"), what
 
 
 def test_a_return_ends_its_own_file_only(tmp_path):
@@ -181,22 +236,24 @@ def test_a_profile_may_do_without_the_nodes_cuda_setup(tmp_path):
     [
         ("NUM_GPU=4", "", "etc/config.env:1: NUM_GPU: is not a setting; did you mean NUM_GPUS?"),
         ("num_gpus=4", "", "etc/config.env:1: num_gpus: is not a setting; did you mean NUM_GPUS?"),
-        ("echo hello", "", "etc/config.env, models/p.env: prints 'hello': a settings file should only set variables"),
-        ("nope || true", "", "etc/config.env:1: nope: command not found"),
+        ("echo hello", "", "etc/config.env, models/p.env: prints something: a settings file should only set variables"),
+        ("nope || true", "", "etc/config.env:1: bash takes a word of this line for a command or a file: forgotten quotes?"),
         ("VLLM_ARGS=--x", "", "etc/config.env:1: VLLM_ARGS: belongs into a profile in models/"),
         ("", "SERVER_PORT=9", "models/p.env:3: SERVER_PORT: has no effect in a profile: set it in etc/config.env"),
         ("", "export CUDA_VISIBLE_DEVICES=1", "models/p.env:3: CUDA_VISIBLE_DEVICES: has no effect: the lease says which GPUs are used"),
         ("LOOPBACK_ONLY=no", "VLLM_ARGS='--host 0.0.0.0'", "models/p.env:3: VLLM_ARGS: --host 0.0.0.0 lets other machines use the server"),
         ("LOOPBACK_ONLY=no REQUIRE_API_KEY=no", "VLLM_ARGS='--host 0.0.0.0'", "models/p.env:3: VLLM_ARGS: --host 0.0.0.0 lets other machines use the server, and it asks for no API key"),
         ("REQUIRE_API_KEY=no", "", "models/p.env:2: VLLM_ARGS: every user of this node can use the server: REQUIRE_API_KEY is off"),
-        ("", "VLLM_ARGS=\"--j '{}'\"", "models/p.env:3: VLLM_ARGS: '{}' reaches vLLM with its quotes; for quoting, write an array: VLLM_ARGS=(...)"),
+        ("", 'VLLM_ARGS=(--api-key abcdef --kv-transfer-config "{\\"token\\": \\"x\\"}" --hf-token=abcdef)', "models/p.env:3: VLLM_ARGS: what looks like a secret (--kv-transfer-config) stays on vLLM's command line, which every user of this node can read: export it or put it in a file"),
+        ("", "VLLM_ARGS='--x s3://me:abcdef@a.b/'", "models/p.env:3: VLLM_ARGS: what looks like a secret (--x) stays on vLLM's command line, which every user of this node can read: export it or put it in a file"),
+        ("", "VLLM_ARGS=\"--j '{}'\"", "models/p.env:3: VLLM_ARGS: its word 2 reaches vLLM with its quotes; for quoting, write an array: VLLM_ARGS=(...)"),
         ("TUNNEL_HOSTNAME=chat.example.org", "", "etc/config.env:1: TUNNEL_HOSTNAME: needs TUNNEL_ID (`cloudflared tunnel list` shows it) or CLOUDFLARED_CREDS: there is no tunnel until then"),
     ],
 )  # fmt: skip
 def test_what_is_odd_but_harmless_is_a_warning(tmp_path, config, profile, warning):
     loaded = load_text(tmp_path, config, GOOD_PROFILE + profile)
     assert not loaded.problems and loaded.settings and loaded.profile
-    assert warned(loaded) == [warning]
+    assert [each for each in warned(loaded) if "chmod 600" not in each] == [warning]
 
 
 def test_variables_of_the_operators_own_are_fine(tmp_path):

@@ -2,7 +2,6 @@
 
 import json
 import time
-from collections.abc import Iterator
 from urllib.parse import quote
 
 import pytest
@@ -10,12 +9,6 @@ import pytest
 from llmwd import redact
 
 SECRET = "Sekret-abcdef-123456"
-
-
-@pytest.fixture(autouse=True)
-def knowing_nothing(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(redact, "_known", set())
-    yield
 
 
 @pytest.mark.parametrize(
@@ -50,7 +43,7 @@ def test_well_known_kinds_of_token_are_known_anywhere(text: str) -> None:
         "asks for an API key: the profile's own, or else the one that llmwd makes for this node",
         "NTFY_TOKEN_FILE=/home/me/.ntfy-token: cannot be read", "--max-num-batched-tokens 8192", "max_tokens=4096 'max_tokens': 4096",
         "the user with uid 1000 listens on tcp://127.0.0.1:8000 and ipc:///run/user/1000/llmwd/bus-vllm", "bypass=yes-please",
-        "basic authentication is not supported", "GET https://ntfy.sh/v1/health?poll=1",
+        "export HF_HUB_OFFLINE=1 hf_hub_offline hf_home=/x/y SK-12345678901234", "basic authentication is not supported", "GET https://ntfy.sh/v1/health?poll=1",
     ],
 )  # fmt: skip
 def test_sentences_stay_as_they_are(text: str) -> None:

@@ -18,11 +18,12 @@ TOPS = {"llmwd.supervisor", "llmwd.ctl", "llmwd.bench"}
 ALLOWED = {
     "vocab": set(),
     "redact": set(),
+    "ownership": set(),
     "messages": {"vocab"},
     "spec": {"vocab"},
     "core": {"core", "messages", "vocab"},
-    "config": {"redact", "config", "vocab"},
-    "adapters": {"redact", "adapters", "messages", "vocab"},
+    "config": {"redact", "ownership", "config", "vocab"},
+    "adapters": {"redact", "ownership", "adapters", "messages", "vocab"},
     "workers": {"redact", "workers", "core", "adapters", "config", "messages", "vocab"},
     # The root is the supervisor's loop: it meets core and adapters, and knows of workers only how one is run.
     "root": {"redact", "core", "adapters", "config", "messages", "spec", "vocab", "workers"},

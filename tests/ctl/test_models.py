@@ -108,6 +108,7 @@ def test_check_tells_what_keeps_notices_from_being_sent(stand, tmp_path):
     config.write_text(
         f"{kept}\nNTFY_TOPIC=t\nNTFY_TOKEN_FILE={token}\nNTFY_USER=ann\nNOTIFY_URLS='nosuchservice://very-secret-token json://127.0.0.1:9/x'\n"
     )
+    config.chmod(0o600)
     done = stand.ctl("check")
     assert done.returncode == 1 and len(done.stderr.strip().splitlines()) == 4, done.stderr
     for told in (f"chmod 600 {token}", "NTFY_PASSWORD_FILE is not set", "set one of them", "apprise does not understand"):
