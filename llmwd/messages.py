@@ -217,6 +217,7 @@ class ServerFact(Message, tag="server", kw_only=True):
     courtesy_detail: str = ""  # how its CPUs were chosen
     released: Released | None = None
     heard_s: float = 0.0  # `at_s` of the GpusFact that this is the answer to
+    revoked_s: float | None = None  # of the last revocation that it has heard of
     at_s: float
 
 
@@ -435,12 +436,15 @@ class HolderSpec(Part, kw_only=True):
     courtesy: Courtesy | None = None  # None: as we are ourselves
     umask: int | None = None  # the service's; None: as ours is
     site: str | None = None  # folder that holds setproctitle
+    ttl_s: float = 300.0  # LEASE_TTL: no renewal reaches further
+    kin: int | None = None  # the root's pid: of its children renewals are taken; None: of anybody
 
 
 class Renew(Message, tag="renew", kw_only=True):
-    """To the holder: the lease now ends at `expires_s`."""
+    """To the holder: the lease now ends at `expires_s`. It answers with its state. ttl_s: LEASE_TTL as it is now."""
 
     expires_s: float
+    ttl_s: float | None = None
 
 
 class Release(Message, tag="release", kw_only=True):

@@ -11,6 +11,8 @@ import struct
 import sys
 from collections.abc import Callable
 
+from llmwd.adapters import procs
+
 PACKET_BYTES = 1 << 16
 CLIENTS_MOST = 8
 
@@ -45,15 +47,19 @@ class Loop:
 
 class HolderSocket:
     """Listens on `path` (0600). `state` gives the packet to send, `refresh` is called before a newcomer's,
-    `obey(packet, newest)` gets what arrives and whether it came on the newest connection."""
+    `obey(packet, newest)` gets what arrives and whether it came on the manager's newest connection.
+
+    kin: the root's pid; its children are managers, all others are strangers, who neither push a manager's connection
+    out nor count as a newer one. None: all are managers."""
 
     def __init__(
         self, path: str, loop: Loop, state: Callable[[], bytes], refresh: Callable[[], None],
-        obey: Callable[[bytes, bool], None],
+        obey: Callable[[bytes, bool], None], kin: int | None = None,
     ) -> None:  # fmt: skip
-        self.path, self._loop = path, loop
+        self.path, self._loop, self._kin = path, loop, kin
         self._state, self._refresh, self._obey = state, refresh, obey
         self.clients: list[socket.socket] = []
+        self._strangers: list[socket.socket] = []  # of the clients
         self._behind: set[socket.socket] = set()  # could not take the last state at once
         self.met = False  # somebody ever connected
         self.final = False  # the state is the last one
@@ -98,20 +104,31 @@ class HolderSocket:
             client, _ = self._listener.accept()
         except OSError:  # it went away again
             return
-        _, uid, _ = struct.unpack("3i", client.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
-        if uid != os.geteuid():
+        pid, uid, _ = struct.unpack("3i", client.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+        stranger = self._kin is not None and not self._is_child_of_root(pid)
+        full = len(self.clients) >= CLIENTS_MOST
+        if uid != os.geteuid() or (full and stranger and not self._strangers):
             client.close()
             return
-        if len(self.clients) >= CLIENTS_MOST:
-            self._drop(self.clients[0])
+        if full:
+            self._drop((self._strangers or self.clients)[0])
         client.setblocking(False)
         self.clients.append(client)
+        if stranger:
+            self._strangers.append(client)
         self._loop.watch(client.fileno(), lambda: self._hear(client))
         self.met = True
         if self.final:
             self.stop_listening()
         self._refresh()
         self._send(client, self._state())
+
+    def _is_child_of_root(self, pid: int) -> bool:
+        try:
+            found = procs.stat(pid)
+        except OSError:  # no descriptor is free
+            return False
+        return found is not None and found.ppid == self._kin
 
     def _hear(self, client: socket.socket) -> None:
         if client in self._behind:
@@ -129,7 +146,8 @@ class HolderSocket:
             self.final_read |= self.final and client not in self._behind
             self._drop(client)
         else:
-            self._obey(packet, client is self.clients[-1])
+            managers = [each for each in self.clients if each not in self._strangers]
+            self._obey(packet, client is managers[-1] if managers else False)
 
     def _send(self, client: socket.socket, packet: bytes) -> None:
         try:
@@ -144,5 +162,7 @@ class HolderSocket:
         if client in self.clients:
             self._loop.unwatch(client.fileno())
             self.clients.remove(client)
+            if client in self._strangers:
+                self._strangers.remove(client)
             self._behind.discard(client)
             client.close()

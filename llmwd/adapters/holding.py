@@ -2,19 +2,18 @@
 
 import importlib.util
 import os
-import signal
 import socket
 import struct
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
 
 from llmwd.adapters import procs
+from llmwd.adapters.rundir import write_atomic
 from llmwd.messages import HolderSpec, HolderState, ToHolder
 
 _HOME = Path(__file__).resolve().parent.parent.parent  # the folder that holds the package
@@ -67,8 +66,39 @@ class HolderLink:
             break
         return states or None
 
+    def first_states(self, within_s: float) -> list[HolderState]:
+        """As receive(), on a new link; none: the holder hangs, for it speaks first, and at once."""
+        end_s = time.monotonic() + within_s
+        while time.monotonic() < end_s:
+            states = self.receive()
+            if states is None or states:
+                return states or []
+            os.sched_yield()
+        return []
+
     def close(self) -> None:
         self.sock.close()
+
+
+class Tree(msgspec.Struct):
+    """Kept in the runtime folder while a tree may exist: what a next incarnation of the manager needs to clear up."""
+
+    marker: str
+    pid: int = 0  # the holder's, with its start time: 0 until it has been started
+    start: int = 0
+
+
+def keep_tree(path: Path, tree: Tree) -> None:
+    """Raises OSError."""
+    write_atomic(path, msgspec.json.encode(tree))
+
+
+def read_tree(path: Path) -> Tree:
+    """Without a marker if there is none; or its file was deleted, and a holder lives all the same: see `find`."""
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=Tree)
+    except (FileNotFoundError, NotADirectoryError, PermissionError, msgspec.DecodeError):
+        return Tree("")
 
 
 @dataclass
@@ -104,7 +134,7 @@ def launch(spec: HolderSpec, root_fd: int | None) -> HolderProcess:
         os.write(words, _encode(spec))
         os.lseek(words, 0, os.SEEK_SET)
         popen = subprocess.Popen(
-            [sys.executable, "-I", "-S", "-c", _PROGRAM, str(_HOME), "-" if root_fd is None else str(root_fd)],
+            [sys.executable, "-I", "-S", "-c", _PROGRAM, str(_HOME), "-" if root_fd is None else str(root_fd), spec.service],
             stdin=words,
             stdout=subprocess.DEVNULL,
             env={name: value for name, value in os.environ.items() if name != procs.MARKER},
@@ -161,27 +191,12 @@ def last_words(path: str) -> HolderState | None:
         return None
 
 
-def sweep(marker: str, log: Callable[[str], None], within_s: float = 1.0) -> list[int]:
-    """SIGKILL what is left of a tree whose holder is dead, and wait for its end, at most `within_s`.
-
-    Returns the pids that have not ended even so: call again; []: nothing is left. It waits here because a
-    dying process loses its environment, and with it the marker, before the driver has freed its GPU.
-    Only processes of our own user that carry the marker are signalled. Never call it while the holder lives.
-    """
-    end = time.monotonic() + within_s
-    dying: dict[tuple[int, int], int] = {}  # (pid, start) -> pidfd
-    try:
-        while True:
-            for pid, start in procs.find_marked(marker):
-                if (pid, start) in dying or (fd := procs.open_process(pid, start)) is None:
-                    continue
-                dying[pid, start] = fd
-                procs.send(fd, signal.SIGKILL)
-                log(f"killed process {pid}, left over from the tree {marker}")
-            left = [pid for pid, start in dying if procs.alive(pid, start)]
-            if not left or time.monotonic() >= end:
-                return left
-            time.sleep(_RETRY_S)
-    finally:
-        for fd in dying.values():
-            os.close(fd)
+def find(service: str) -> tuple[int, int] | None:
+    """(pid, start) of a holder of this service whose manager has died: the root, a subreaper, has it for its child then."""
+    for pid in procs.children(os.getppid()):
+        found, words = procs.stat(pid), procs.cmdline(pid).rstrip(b"\0").split(b"\0")
+        if found is None or found.dead:
+            continue
+        if words[0] == f"llmwd: holder {service}".encode() or (_PROGRAM.encode() in words and words[-1] == service.encode()):
+            return pid, found.start
+    return None

@@ -5,15 +5,19 @@ field 22), because a pid alone is soon used again. Signals go through pidfds, wh
 Standard library only, and light to import: the holder, a program of a few megabytes, uses it too.
 """
 
+import errno
 import os
 import signal
 from collections import namedtuple
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 
 MARKER = "LLMWD_TREE"  # variable in the environment of every process of a tree that a holder started
 
 _PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 _PR_SET_CHILD_SUBREAPER = 36
+# What /proc says of a process that is gone, or not ours to read. All else (no descriptor is free, no memory) says nothing
+# about it: taken for "there is no such process", it would leave one on a GPU.
+_GONE = frozenset((errno.ENOENT, errno.ESRCH, errno.EACCES, errno.EPERM))
 
 
 class Stat(namedtuple("Stat", "state ppid threads start")):
@@ -28,19 +32,19 @@ class Stat(namedtuple("Stat", "state ppid threads start")):
 
 
 def _read(path: str) -> bytes | None:
-    """A file of /proc as it is now; None if the process is gone or not ours to read."""
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:
-        return None
+    """A file of /proc as it is now; None if the process is gone or not ours to read. Raises OSError for all else."""
     parts = []
     try:
-        while part := os.read(fd, 65536):
-            parts.append(part)
-    except OSError:  # ESRCH: it ended between open and read
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            while part := os.read(fd, 65536):
+                parts.append(part)
+        finally:
+            os.close(fd)
+    except OSError as error:
+        if error.errno not in _GONE:
+            raise
         return None
-    finally:
-        os.close(fd)
     return b"".join(parts)
 
 
@@ -113,7 +117,9 @@ def _children_by_task(pid: int) -> list[int]:
     """Children of a process, which the kernel lists under the thread that made them."""
     try:
         tasks = os.listdir(f"/proc/{pid}/task")
-    except OSError:
+    except OSError as error:
+        if error.errno not in _GONE:
+            raise
         return []
     return [int(child) for task in tasks for child in (_read(f"/proc/{pid}/task/{task}/children") or b"").split()]
 
@@ -161,24 +167,25 @@ def descendants(pid: int) -> list[int]:
     return [child for child, found in walk(pid) if not found.dead]
 
 
-def find_marked(marker: str) -> list[tuple[int, int]]:
-    """(pid, start) of every living process of our own user whose environment holds LLMWD_TREE=`marker`.
+def find_marked(marker: str, known: Container[int] = ()) -> Iterator[tuple[int, int]]:
+    """(pid, start) of every living process of our own user whose environment holds LLMWD_TREE=`marker`, as each is found.
 
     The environment is that of the last exec. setproctitle overwrites it unless SPT_NOENV is set,
-    which is why the holder sets it for its service.
+    which is why the holder sets it for its service. Reading it waits for a process that hangs in a driver with its
+    memory locked: signal what you get at once. The pids in `known`, asked anew each time, are not read.
     """
     wanted = f"\0{MARKER}={marker}\0".encode()
-    found = []
     for pid in _pids():
+        if pid in known:
+            continue
         try:
             own = os.stat(f"/proc/{pid}").st_uid == os.geteuid()
-        except OSError:
+        except (FileNotFoundError, ProcessLookupError):
             continue
         if own and wanted in b"\0" + (_read(f"/proc/{pid}/environ") or b"") + b"\0":
-            known = stat(pid)
-            if known and not known.dead:
-                found.append((pid, known.start))
-    return found
+            found = stat(pid)
+            if found and not found.dead:
+                yield pid, found.start
 
 
 def job_cgroup(text: str) -> str | None:
@@ -213,9 +220,9 @@ def _prctl(option: int, value: int) -> None:
         raise OSError(code, os.strerror(code))
 
 
-def set_subreaper() -> None:
+def set_subreaper(on: bool = True) -> None:
     """Orphans among our descendants become our children instead of init's. Raises OSError."""
-    _prctl(_PR_SET_CHILD_SUBREAPER, 1)
+    _prctl(_PR_SET_CHILD_SUBREAPER, int(on))
 
 
 def set_pdeathsig(sig: int) -> None:

@@ -1,6 +1,6 @@
 """The holder: starts one service, keeps its whole tree, and ends it. One file: it must work when all else fails.
 
-    python -I -S holder.py ROOT_FD < HolderSpec as JSON        (ROOT_FD: a number, or "-" for none)
+    python -I -S holder.py ROOT_FD SERVICE < HolderSpec as JSON        (ROOT_FD: a number, or "-" for none)
 
 (`llmwd.adapters.holding` imports it instead, which takes its compiled form from the cache: 10 ms less.)
 
@@ -15,13 +15,14 @@ took minutes to load goes on serving, and so that nothing is left when nobody co
 Ending is the same in all cases: SIGTERM to every process of the tree, and to those forked meanwhile;
 SIGKILL, until nobody is left, to what outlives the grace. The holder is the tree's subreaper, so orphans
 become its children, and "nothing is left" is what the kernel says: no child to wait for. Should the holder itself be
-killed, its guard (adapters/guard.py) kills what carries the tree's marker.
+killed, or hang, its guard (adapters/guard.py) kills what is left; should the guard be killed, there is soon another.
 
 Messages are those of `llmwd.messages` from HolderSpec on, as JSON. Only the standard library, one loop, a
 few megabytes: this is what must still work when everything else does not.
 """
 
 import atexit
+import contextlib
 import json
 import math
 import os
@@ -32,8 +33,10 @@ import time
 if __name__ == "__main__":  # run by path under -I -S: the package is found from here, after the standard library
     sys.path.append(os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
 
-from llmwd.adapters import courtesy, guard, procs
+from llmwd.adapters import courtesy, procs
+from llmwd.adapters.guard import Guard
 from llmwd.adapters.holdersocket import HolderSocket, Loop
+from llmwd.adapters.modelholders import ModelHolders
 from llmwd.adapters.outlog import OutLog
 from llmwd.adapters.starting import Service
 
@@ -46,24 +49,27 @@ LAST_WORD_WITHIN_S = 1.0  # the last state counts as read if a reader closes in 
 SETTLE_WITHIN_S = 0.3
 LOG_WITHIN_S = 1.0  # how long the log may take to be written after the end
 RENEW_MOST_S = 300.0  # the longest LEASE_TTL; who asks for more has it wrong, and must not switch the dead man's switch off
-WATCHED_MOST = 128  # pidfds held at once; further processes are looked at on every turn
+SPARE = 4  # descriptors kept for the end, which needs some, and must not fail because there are none
+SIGN_EVERY_S = 0.3  # how often it says, after SIGKILL, that it only waits for the kernel
 
 
 class Holder:
     """One service, its tree, the manager's connections, and the loop around them."""
 
-    def __init__(self, spec: dict, root_fd: int | None) -> None:
-        self.spec, self.root_fd = spec, root_fd
+    def __init__(self, spec: dict, root_fd: int | None, guard: Guard) -> None:
+        self.spec, self.root_fd, self.guard = spec, root_fd, guard
         self.grace_s = float(spec["grace_s"])
+        self.ttl_s = float(spec.get("ttl_s", RENEW_MOST_S))
         self.service: Service | None = None
         self.starting = False  # forked, and not yet heard whether exec worked
-        self.living: list[int] = []  # at the last walk
+        self.living: dict[int, int] = {}  # pid -> start, at the last walk
         self.sent: dict[tuple[int, int], int] = {}  # (pid, start) -> last signal
         self.hurried: list[int] = []  # those of the tree that stand back no longer
-        self.model: dict[int, tuple[int, int | None]] = {}  # pid -> start and pidfd of those that hold the model
+        self.spare = [os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC) for _ in range(SPARE)]
         self.kill_at = self.rewalk_at = self.end_at = math.inf
         self.rewalk_s = REWALK_FIRST_S
         self.survivors_told = False
+        self.signed_s = -math.inf
         self.state = {
             "type": "state", "service": spec["service"], "pid": os.getpid(), "start": procs.start_ticks(os.getpid()),
             "marker": spec["marker"], "server_pid": None, "status": None, "error": "", "pids": [],
@@ -71,8 +77,10 @@ class Holder:
             "releasing": None, "signalled_s": None, "killed_s": None, "model_gone_s": None, "gone_s": None,
         }  # fmt: skip
         self.loop = Loop()
+        self.model = ModelHolders(self.loop)
         self.log = OutLog(spec["log"], spec["log_max_bytes"], spec["log_keep"])
-        self.socket = HolderSocket(spec["socket"], self.loop, self._packet, self._refresh, self._obey)
+        self.socket = HolderSocket(spec["socket"], self.loop, self._packet, self._refresh, self._obey, spec.get("kin"))
+        self.loop.watch(guard.fileno(), self._guard_died)
 
     # --- the loop
 
@@ -80,6 +88,7 @@ class Holder:
         """Start the service, and return when nothing of its tree is left and that has been told."""
         self._take_signals()
         self._start()
+        self._tell_guard()
         self.log.start()  # a thread: after the fork
         atexit.register(self.log.close, LOG_WITHIN_S)  # after the traceback, should there be one
         if self.root_fd is not None:
@@ -92,7 +101,8 @@ class Holder:
         finally:
             if self.state["gone_s"] is None:  # a fault of our own must not leave anything on a GPU
                 self.state["killed_s"] = time.monotonic()
-                self._signal_tree()
+                with contextlib.suppress(OSError):  # the service has a death signal, the rest is the guard's
+                    self._signal_tree()
 
     def _deadlines(self) -> tuple[float, ...]:
         if self.state["gone_s"] is not None:
@@ -113,10 +123,41 @@ class Holder:
         elif now >= self.rewalk_at:
             self._signal_tree()
             self._hurry()
+            if state["killed_s"] and now - self.signed_s > SIGN_EVERY_S:
+                self.signed_s = now
+                self.socket.publish()
             if state["killed_s"] and now - state["killed_s"] > SURVIVOR_AFTER_S and not self.survivors_told:
                 self.survivors_told = True
-                self.log.say(f"still there {SURVIVOR_AFTER_S:g} s after SIGKILL (in a driver?): {self.living}")
+                self.log.say(f"still there {SURVIVOR_AFTER_S:g} s after SIGKILL (in a driver?): {list(self.living)}")
         self._look_at_model()
+        self._tell_guard()
+
+    def _tell_guard(self) -> None:
+        """By when the next of our words comes, or all is over."""
+        state = self.state
+        if state["gone_s"] is not None:
+            by_s = math.inf
+        elif state["killed_s"] is not None:
+            by_s = min(self.rewalk_at, time.monotonic() + REWALK_LAST_S)  # and so on, until the kernel lets the last one go
+        else:
+            by_s = self.kill_at if state["releasing"] is not None else state["expires_s"] + self.grace_s
+        self.guard.tell(by_s, self.living)
+
+    def _guard_died(self) -> None:
+        self.loop.unwatch(self.guard.fileno())
+        self.guard.died()
+        self._have_guard()
+
+    def _have_guard(self) -> None:
+        if self.guard.fileno() >= 0:
+            return
+        try:
+            self.guard.stand()
+        except OSError as problem:
+            self.log.say(f"there is no guard, it cannot be forked: {problem.strerror}")
+            return
+        self.loop.watch(self.guard.fileno(), self._guard_died)
+        self.log.say("the guard was killed: there is another")
 
     # --- start, signals, root
 
@@ -210,9 +251,10 @@ class Holder:
             self.state["releasing"] = reason
             if self.kill_at <= now:
                 self.state["killed_s"] = now
+            self._tell_guard()
             self._signal_tree()
             if not self.model and self.state["server_pid"]:
-                self._take_for_model(self.state["server_pid"])
+                self.model.take(self.state["server_pid"], self.state["server_pid"])
             self.state["signalled_s"] = time.monotonic()
             self._hurry()
             self.socket.publish()
@@ -230,68 +272,57 @@ class Holder:
 
     def _signal_tree(self) -> None:
         """Signal all that has not had this signal yet, until a walk meets nobody new (or for a few walks)."""
-        sig = signal.SIGTERM if self.state["killed_s"] is None else signal.SIGKILL
         for _ in range(5):
-            fresh, living = False, []
-            for pid, found in procs.walk(os.getpid()):
-                if found.dead:
-                    continue
-                living.append(pid)
-                if sig == signal.SIGKILL and self._tidies(pid):
-                    continue
-                if self.sent.get((pid, found.start)) != sig:
-                    self.sent[pid, found.start] = sig
-                    fresh |= self._signal(pid, found.start, sig)
-            self.living = living
+            try:
+                fresh = self._signal_new()
+            except OSError:  # no descriptor is free: nothing that could be told of the tree now would be true
+                if not self.spare:
+                    raise
+                while self.spare:
+                    os.close(self.spare.pop())
+                self.model.free_descriptors()
+                fresh = self._signal_new()
             if not fresh:
                 break
         self.rewalk_at = time.monotonic() + self.rewalk_s
         self.rewalk_s = min(self.rewalk_s * 1.6, REWALK_LAST_S)
 
+    def _signal_new(self) -> bool:
+        sig = signal.SIGTERM if self.state["killed_s"] is None else signal.SIGKILL
+        fresh, living = False, {}
+        for pid, found in procs.walk(os.getpid()):
+            if found.dead:
+                continue
+            living[pid] = found.start
+            if sig == signal.SIGKILL and self._tidies(pid, found.start):
+                continue
+            if self.sent.get((pid, found.start)) != sig:
+                fresh |= self._signal(pid, found.start, sig)
+                self.sent[pid, found.start] = sig
+        self.living = living
+        return fresh
+
     def _hurry(self) -> None:
         """Again after each walk, until it is so: some may have been met late, and the kernel may have refused."""
-        if self.spec.get("courtesy") and self.hurried != self.living and courtesy.hurry(self.living):
-            self.hurried = self.living
+        living = list(self.living)
+        if self.spec.get("courtesy") and self.hurried != living and courtesy.hurry(living):
+            self.hurried = living
 
-    def _tidies(self, pid: int) -> bool:
-        """multiprocessing's bookkeeper holds no GPU, and ends by itself once it has removed the dead's shared memory."""
-        return time.monotonic() - self.state["killed_s"] < TIDY_WITHIN_S and b"multiprocessing.resource_tracker" in procs.cmdline(pid)
+    def _tidies(self, pid: int, start: int) -> bool:
+        return time.monotonic() - self.state["killed_s"] < TIDY_WITHIN_S and (pid, start) in self.model.tidies
 
     def _signal(self, pid: int, start: int, sig: int) -> bool:
-        if pid == self.state["server_pid"]:
-            for child in procs.children(pid):  # before the server can end them: it would seem to be alone
-                self._take_for_model(child)
-        else:
-            self._take_for_model(pid)
-        return procs.signal_process(pid, start, sig)
-
-    def _take_for_model(self, pid: int) -> None:
-        """Everything may hold the model but multiprocessing's bookkeeper, and but the server unless it is alone."""
-        if self.state["model_gone_s"] is not None or pid in self.model:
-            return
-        found, fd = procs.stat(pid), None
-        if found is None or found.dead or b"multiprocessing.resource_tracker" in procs.cmdline(pid):
-            return
-        if len(self.model) < WATCHED_MOST:
-            if (fd := procs.open_process(pid, found.start)) is not None:
-                self.loop.watch(fd, lambda: None)  # wakes the loop, which then looks at all of them
-        self.model[pid] = found.start, fd
         main = self.state["server_pid"]
-        if pid != main and main in self.model:
-            self._let_go(main)
-
-    def _let_go(self, pid: int) -> None:
-        _, fd = self.model.pop(pid)
-        if fd is not None:
-            self.loop.unwatch(fd)
-            os.close(fd)
+        if self.state["model_gone_s"] is None:
+            # The server's children before it can end them: it would seem to be alone.
+            for each in procs.children(pid) if pid == main else (pid,):
+                self.model.take(each, main)
+        return procs.signal_process(pid, start, sig)
 
     def _look_at_model(self) -> None:
         if self.state["signalled_s"] is None or self.state["model_gone_s"] is not None:
             return
-        for pid in [pid for pid, (start, _) in self.model.items() if not procs.alive(pid, start)]:
-            self._let_go(pid)
-        if not self.model:
+        if self.model.gone():
             self.state["model_gone_s"] = time.monotonic()
             self.socket.publish()
 
@@ -300,7 +331,7 @@ class Holder:
         self.state["gone_s"] = now
         if self.service and self.state["model_gone_s"] is None:
             self.state["model_gone_s"] = now
-        self.living = []
+        self.living = {}
         self.end_at = now + (LAST_WORD_WITHIN_S if self.socket.met else FIRST_WORD_WITHIN_S)
         self.socket.final = True
         if self.socket.met:
@@ -313,13 +344,14 @@ class Holder:
     # --- what is told and heard
 
     def _packet(self) -> bytes:
-        self.state["pids"] = self.living
+        self.state["pids"] = list(self.living)
         return json.dumps(self.state).encode()
 
     def _refresh(self) -> None:
         """Walk the tree anew, while nothing is in a hurry."""
         if self.state["releasing"] is None and self.state["gone_s"] is None:
-            self.living = procs.descendants(os.getpid())
+            self.living = {pid: found.start for pid, found in procs.walk(os.getpid()) if not found.dead}
+            self.model.learn(self.living)
 
     def _publish(self) -> None:
         self._refresh()
@@ -334,7 +366,11 @@ class Holder:
             elif not newest:
                 self.log.say(f"{kind!r} on an older connection was ignored")
             elif kind == "renew":
-                self.state["expires_s"] = min(_seconds(order["expires_s"]), time.monotonic() + RENEW_MOST_S)
+                if order.get("ttl_s") is not None:  # it may have been set anew
+                    self.ttl_s = min(RENEW_MOST_S, _seconds(order["ttl_s"]))
+                self.state["expires_s"] = min(_seconds(order["expires_s"]), time.monotonic() + self.ttl_s)
+                self._have_guard()
+                self._publish()  # the manager learns by it that we do not hang
             elif kind == "note":
                 self.state["note"] = dict(order["note"].items())
                 self._publish()
@@ -385,12 +421,12 @@ def main(root: str) -> None:
         os.set_inheritable(root_fd, False)
     if os.getsid(0) != os.getpid():
         os.setsid()
-    holder = Holder(spec, root_fd)
-    watched = guard.stand(spec["marker"], lambda: _title(f"guard of {spec['service']}", spec.get("site")))
-    procs.set_subreaper()
+    guard = Guard(spec["marker"], lambda: _title(f"guard of {spec['service']}", spec.get("site")))
+    guard.stand()
     _title(f"llmwd: holder {spec['service']}", spec.get("site"))
+    holder = Holder(spec, root_fd, guard)
     holder.run()
-    guard.dismiss(watched)
+    guard.dismiss()
 
 
 if __name__ == "__main__":

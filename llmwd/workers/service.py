@@ -7,6 +7,7 @@ is followed by a restart, is decided in core/lifecycle.py and core/restart.py.
 
 import contextlib
 import errno
+import math
 import os
 import random
 import signal
@@ -16,25 +17,20 @@ from collections.abc import Callable, Mapping, Sequence
 import msgspec
 
 from llmwd.adapters import holding, procs
-from llmwd.adapters.rundir import write_atomic
+from llmwd.adapters.holding import Tree
+from llmwd.adapters.sweeping import Sweep
 from llmwd.core import lifecycle, restart
+from llmwd.core.hearing import Hearing
 from llmwd.core.lifecycle import ALIVE, Event, Life
 from llmwd.messages import Courtesy, HolderSpec, HolderState, Note, Release, Renew
 from llmwd.vocab import Phase
-from llmwd.workers.base import Shell
+from llmwd.workers.base import Shell, hung_after_s
 
 CONNECT_EVERY_S = 0.005
 CONNECT_WITHIN_S = 10.0
-SWEEP_EVERY_S = 0.05
-OBEYS_WITHIN_S = 1.0  # a release is acknowledged at once; later than this, the holder hangs
-
-
-class _Tree(msgspec.Struct):
-    """Kept in the runtime folder while a tree may exist: what a next incarnation needs to clear up after a holder."""
-
-    marker: str
-    pid: int = 0  # the holder's, with its start time: 0 until it has been started
-    start: int = 0
+ADOPT_WITHIN_S = 1.0
+SWEEP_EVERY_S = 0.01
+LOST_MARKER = "unknown"  # nothing carries it: what a holder without a file has is found by descent, the rest by its guard
 
 
 class Service:
@@ -70,8 +66,10 @@ class Service:
         self._marker: str | None = None
         self._holder: tuple[int, int] | None = None
         self._pending_release: Release | None = None
-        self._failed_why: str | None = None
-        self._obeyed_by_s = 0.0
+        self.failed_why: str | None = None
+        self._sweeping: Sweep | None = None
+        self._renewed_s = 0.0  # the expiry that was sent last
+        self._hearing = Hearing()
 
     # --- what a worker asks -------------------------------------------------------------------------
 
@@ -86,33 +84,24 @@ class Service:
 
     def adopt(self) -> HolderState | None:
         """Find the tree of our last incarnation: its state if it lives; else clear up what it left."""
-        try:
-            tree = msgspec.json.decode(self._tree_path.read_bytes(), type=_Tree)
-        except (OSError, msgspec.DecodeError):
+        tree = holding.read_tree(self._tree_path)
+        self._holder = (tree.pid, tree.start) if tree.pid else holding.find(self.name)
+        self._marker = tree.marker or (self._holder and LOST_MARKER)
+        if self._marker is None:
             return None
-        self._marker, self._holder = tree.marker, (tree.pid, tree.start)
         link = holding.connect(self._socket, 0.0)
         if link is None:
             holding.last_words(self._socket)
             self._sweep()
             return None
-        states = self._wait_for_first_state(link)
+        states = link.first_states(ADOPT_WITHIN_S)
         self._attach(link)
         for state in states:
             self.state = state
+            self._marker, self._holder = state.marker, (state.pid, state.start)
         if self.state is not None and self.state.gone_s is not None:
             self._heard(self.state)
         return self.state if self.alive else None
-
-    def _wait_for_first_state(self, link: holding.HolderLink) -> list[HolderState]:
-        # The holder speaks first on every connection, at once; only a hung one keeps us to the deadline.
-        end_s = time.monotonic() + 1.0
-        while time.monotonic() < end_s:
-            states = link.receive()
-            if states is None or states:
-                return states or []
-            os.sched_yield()
-        return []
 
     def adopted(self, ready: bool) -> None:
         """The tree that was found is the one we want: take it as starting, or as ready."""
@@ -131,10 +120,11 @@ class Service:
             log=str(self._log_path), log_max_bytes=self._shell.boot.settings.log_max_mb << 20,
             log_keep=self._shell.boot.settings.log_keep, expires_s=expires_s, grace_s=grace_s, marker=marker, note=note,
             courtesy=courtesy, umask=self._shell.boot.umask, site=holding.site_folder(),
+            ttl_s=self._shell.boot.settings.lease_ttl_s, kin=os.getppid(),
         )
-        self.state, self._failed_why, self._pending_release = None, None, None
+        self.state, self.failed_why, self._pending_release = None, None, None
         try:
-            write_atomic(self._tree_path, msgspec.json.encode(_Tree(marker)))
+            holding.keep_tree(self._tree_path, Tree(marker))
             process = holding.launch(spec, root_fd)
         except OSError as error:
             if error.errno == errno.EMFILE:  # only another incarnation of ours has file descriptors again
@@ -143,7 +133,7 @@ class Service:
             return
         self._holder = process.pid, procs.start_ticks(process.pid) or 0
         with contextlib.suppress(OSError):  # the marker, which matters most, is on disk already
-            write_atomic(self._tree_path, msgspec.json.encode(_Tree(marker, *self._holder)))
+            holding.keep_tree(self._tree_path, Tree(marker, *self._holder))
         self._step(Event.start)
         self._marker, self._process = marker, process
         self._connect_by_s = time.monotonic() + CONNECT_WITHIN_S
@@ -154,12 +144,15 @@ class Service:
     def cannot_start(self, why: str) -> None:
         """Something is in the way of a start: counts as a death, so that it is tried again after a backoff."""
         self._step(Event.start)
-        self._failed_why = why
+        self.failed_why = why
         self._gone(None)
 
     def renew(self, expires_s: float) -> None:
-        if self._link is not None and not self.releasing:
-            self._link.send(Renew(expires_s=expires_s))
+        if self._link is None or self.releasing or expires_s == self._renewed_s:
+            return
+        if self._link.send(Renew(expires_s=expires_s, ttl_s=self._shell.boot.settings.lease_ttl_s)):
+            self._renewed_s = expires_s
+        self._watch_holder(self._hearing.renewed(time.monotonic()))
 
     def remember(self, note: dict[str, str | int | float | None]) -> None:
         """Have the holder keep this for our next incarnation."""
@@ -188,21 +181,30 @@ class Service:
         else:
             self._pending_release = order
         self._step(Event.stop)
-        if not self._obeyed_by_s:
-            self._obeyed_by_s = time.monotonic() + OBEYS_WITHIN_S
-            self._shell.at(f"deaf-{self.name}", self._obeyed_by_s, self._holder_is_deaf)
+        self._watch_holder(self._hearing.released(time.monotonic(), grace_s))
 
-    def _holder_is_deaf(self) -> None:
-        """A holder that hangs (stopped, stuck) must not keep the GPUs: its tree ends without it."""
-        if not self.alive or self._link is None or (self.state is not None and self.state.releasing is not None):
-            return
-        self._shell.log.error("%s: its holder does not obey; killing it and its tree", self.name)
+    def _watch_holder(self, hearing: Hearing) -> None:
+        """A holder that hangs (stopped, stuck) must not keep the GPUs, and is no dead man's switch: its tree ends without it."""
+        self._hearing = hearing
+        at_s = hearing.deaf_at_s(hung_after_s(self._shell.boot.settings))
+        if self._link is None or at_s == math.inf:
+            self._shell.cancel(f"deaf-{self.name}")
+        elif at_s > time.monotonic():
+            self._shell.at(f"deaf-{self.name}", at_s, lambda: self._watch_holder(self._hearing))
+        else:
+            self._lost("its holder hangs")
+
+    def _lost(self, how: str) -> None:
+        """The holder is dead, or as good as dead: its tree ends without it."""
+        self._shell.log.error("%s: %s; killing what it has", self.name, how)
+        if not self.releasing:
+            self.failed_why = self.failed_why or how
         self._detach()
         self._sweep()
 
     def fail(self, why: str) -> None:
         """It does not do its work: kill it, and count that as a death of its own."""
-        self._failed_why = why
+        self.failed_why = why
         self.release(0.0, why)
 
     def give_up(self) -> None:
@@ -226,12 +228,13 @@ class Service:
             self._attach(link)
             if self._pending_release is not None:
                 link.send(self._pending_release)
+                self._watch_holder(Hearing().released(time.monotonic(), self._pending_release.grace_s))
             return
         if time.monotonic() < self._connect_by_s:
             self._shell.at(f"connect-{self.name}", time.monotonic() + CONNECT_EVERY_S, self._connect)
             return
         self._shell.log.error("%s: its holder does not answer; killing it", self.name)
-        self._failed_why = "its holder did not answer"
+        self.failed_why = "its holder did not answer"
         if self._process is not None:
             signal.pidfd_send_signal(self._process.pidfd, signal.SIGKILL)  # its end leads to the sweep
 
@@ -252,21 +255,21 @@ class Service:
         for state in states or ():
             self._heard(state)
         if states is None and self._link is not None:
-            self._detach()
-            self._shell.log.error("%s: its holder is gone; killing what it left", self.name)
-            self._failed_why = self._failed_why or "its holder was killed"
-            self._sweep()
+            self._lost("its holder was killed")
 
     def _heard(self, state: HolderState) -> None:
-        self.state = state
+        before, self.state = self.state, state
         if state.gone_s is not None:
             self._detach()
             self._gone(state)
             return
+        self._watch_holder(self._hearing.heard(time.monotonic(), state.releasing is not None, state.killed_s is not None))
         if state.releasing is not None and not self.releasing and self.life.phase in ALIVE:
             # The holder ends the tree by itself: the server died, or the lease ran out.
-            self._failed_why = self._failed_why or (state.releasing if state.status is None else None)
-        self._on_change()
+            self.failed_why = self.failed_why or (state.releasing if state.status is None else None)
+        # The answer to a renewal is nothing new: told, it would be followed by the next renewal.
+        if before is None or msgspec.structs.replace(before, pids=state.pids, expires_s=state.expires_s) != state:
+            self._on_change()
 
     def _holder_ended(self, process: holding.HolderProcess) -> None:
         self._shell.unwatch(process)
@@ -282,27 +285,28 @@ class Service:
                 self.state = words
                 self._gone(words)
             else:
-                self._failed_why = self._failed_why or "its holder died"
-                self._sweep()
+                self._lost("its holder died")
 
     def _sweep(self) -> None:
-        """The holder is dead or lost to us: make sure of it, then kill what carries its marker, until nothing does."""
+        """Kill the holder and all of its tree, until nothing is left."""
         if self._marker is None:
             return
-        if self._holder is not None and self._holder[0]:
-            procs.signal_process(*self._holder, signal.SIGKILL)
-        if holding.sweep(self._marker, self._shell.log.warning):
-            self._shell.at(f"sweep-{self.name}", time.monotonic() + SWEEP_EVERY_S, self._sweep)
-            self._on_change()
-        else:
+        begun, self._sweeping = self._sweeping, self._sweeping or Sweep(self._marker, self._holder)
+        if self._sweeping.step(self._shell.log.warning):
             self._gone(None)
+            return
+        self._shell.at(f"sweep-{self.name}", time.monotonic() + SWEEP_EVERY_S, self._sweep)
+        if begun is None:
+            self._on_change()
 
     def _gone(self, state: HolderState | None) -> None:
         now_s = time.monotonic()
-        self._marker, self._holder, self._obeyed_by_s = None, None, 0.0
-        self._shell.cancel(f"deaf-{self.name}")
+        self._marker = self._holder = self._sweeping = None
+        self._hearing, self._renewed_s = Hearing(), 0.0
+        for timer in ("deaf", "sweep"):
+            self._shell.cancel(f"{timer}-{self.name}")
         self._tree_path.unlink(missing_ok=True)
-        asked = self._failed_why is None and (self.releasing or self.life.phase is Phase.stopped)
+        asked = self.failed_why is None and (self.releasing or self.life.phase is Phase.stopped)
         if asked:
             self._step(Event.gone)
         elif self.life.phase is not Phase.failed:
@@ -319,10 +323,6 @@ class Service:
                 self._shell.at(f"backoff-{self.name}", now_s + delay_s, self._backoff_over)
         self._on_gone(state, asked)
         self._on_change()
-
-    @property
-    def failed_why(self) -> str | None:
-        return self._failed_why
 
     def _backoff_over(self) -> None:
         if self.life.phase is Phase.backoff:

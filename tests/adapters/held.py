@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from llmwd.adapters import holding, procs
-from llmwd.messages import HolderSpec, HolderState, Release
+from llmwd.adapters.sweeping import Sweep
+from llmwd.messages import HolderSpec, HolderState, Release, Renew
 from tests.waiting import wait_until
 
 SERVER = Path(__file__).resolve().parent.parent / "fakes" / "server.py"
@@ -53,6 +54,13 @@ class Held:
         """The last state after a release."""
         assert self.link.send(Release(grace_s=grace_s, reason="test"))
         return self.until(lambda state: state.gone_s, within_s)
+
+    def renew(self) -> HolderState:
+        """The state that a renewal is answered with; it has looked at its tree for that."""
+        self.listen()
+        before = len(self.heard)
+        self.link.send(Renew(expires_s=self.spec.expires_s))
+        return self.until(lambda state: len(self.heard) > before)
 
     def report(self) -> dict:
         """What the fake server wrote about itself, once all of its tree is there."""
@@ -113,5 +121,6 @@ def wait_left(marker: str) -> list[int]:
     while (left := [pid for pid, _ in procs.find_marked(marker)]) and time.monotonic() < end:
         select.select([], [], [], 0.01)
     if left:
-        holding.sweep(marker, print)
+        sweep = Sweep(marker, None)
+        wait_until(lambda: sweep.step(print))
     return left

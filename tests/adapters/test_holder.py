@@ -156,6 +156,7 @@ while True:
 def test_the_model_is_gone_before_a_server_that_hangs(hold):
     held = hold("--engine", "--tracker", "--hang-on-term")
     held.report()
+    held.renew()
     state = held.released(grace_s=0.5)
     assert state.model_gone_s < state.killed_s <= state.gone_s
 

@@ -1,10 +1,12 @@
 """The holder when something breaks: its manager, the root, its service, the disk, what it is told."""
 
 import os
+import resource
 import signal
 import socket
 import subprocess
 import sys
+import time
 import uuid
 from pathlib import Path
 
@@ -12,6 +14,7 @@ import msgspec
 import pytest
 
 from llmwd.adapters import holding, procs
+from llmwd.adapters.sweeping import Sweep
 from llmwd.messages import HolderState, Note, Release
 from tests.adapters.held import SERVER, hold, running  # noqa: F401
 from tests.waiting import wait_until
@@ -110,6 +113,93 @@ def test_what_a_killed_holder_leaves_is_killed_by_its_guard(hold):
     assert holding.connect(held.spec.socket, 0) is None, "the guard must not keep its socket"
 
 
+def freed(pids, within_s: float) -> None:
+    wait_until(lambda: not running(pids), within_s, what="the end of the tree")
+
+
+@pytest.mark.parametrize("when", ["waits", "releases"])
+def test_a_holder_that_is_stopped_and_has_nobody_is_ended_by_its_guard(hold, when):
+    held = hold("--engine", "--fork-grandchild", "--ignore-term", grace_s=0.3, expires_s=time.monotonic() + 3)
+    got = held.report()
+    mine = [got["pid"], *got["pids"]["engine"], *got["pids"]["grandchild"]]
+    if when == "releases":
+        held.link.send(Release(grace_s=0.3, reason="test"))
+        held.until(lambda state: state.releasing)
+    began_s = time.monotonic()
+    os.kill(held.process.pid, signal.SIGSTOP)
+    freed(mine, 3 + 0.3 + 2)
+    assert when == "waits" or time.monotonic() - began_s < 2
+    assert held.ended() == -9
+
+
+def test_what_put_away_the_marker_does_not_outlive_a_holder(hold):
+    held = hold("/bin/sh", "-c", "env -i setsid sleep 1000 & exec sleep 1000")
+    state = wait_until(lambda: (now := held.renew()) and len(now.pids) == 2 and all(b"sleep" in procs.cmdline(pid) for pid in now.pids) and now)
+    os.kill(held.process.pid, signal.SIGKILL)
+    freed(state.pids, 5)
+
+
+def guards(held) -> list[int]:
+    """By the title, which names this test's service."""
+    pids = map(int, filter(str.isdigit, os.listdir("/proc")))
+    return [pid for pid in pids if procs.cmdline(pid).startswith(f"guard of {held.spec.service}\0".encode()) and running([pid])]
+
+
+def test_a_holder_whose_guard_is_killed_has_another(hold):
+    held = hold("--engine", "--ignore-term", service=f"test{os.getpid()}", site=holding.site_folder())
+    got = held.report()
+    first = guards(held)
+    assert len(first) == 1
+    for pid in first:
+        os.kill(pid, signal.SIGKILL)
+    wait_until(lambda: "the guard was killed: there is another" in held.output())
+    second = guards(held)
+    assert len(second) == 1 and second != first
+    assert held.renew().pids and not set(second) & set(held.heard[-1].pids), "it is nobody's child whom the holder waits for"
+    os.kill(held.process.pid, signal.SIGKILL)
+    freed([got["pid"], *got["pids"]["engine"]], 5)
+
+
+@pytest.mark.parametrize("limit", [resource.RLIMIT_NOFILE, resource.RLIMIT_AS], ids=["files", "memory"])
+@pytest.mark.parametrize("children", [3, 150])
+def test_a_holder_without_files_or_memory_ends_its_tree_all_the_same(hold, limit, children):
+    held = hold("--engine", "--fork-grandchild", "--ignore-term", "--children", str(children))
+    got = held.report()
+    held.renew()
+    used = sorted(int(name) for name in os.listdir(f"/proc/{held.process.pid}/fd"))
+    most = next(number for number in range(1000) if number not in used)
+    if limit == resource.RLIMIT_AS:
+        most = int(Path(f"/proc/{held.process.pid}/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.prlimit(held.process.pid, limit, (most, resource.prlimit(held.process.pid, limit)[1]))
+    held.link.send(Release(grace_s=0.3, reason="test"))
+    freed([got["pid"], *sum(got["pids"].values(), [])], 6)
+    held.link.close()
+    held.link = None
+    held.ended()
+
+
+def test_strangers_neither_renew_nor_push_the_managers_connection_out(hold):
+    held = hold("/bin/sleep", "1000", kin=os.getppid(), ttl_s=60.0)
+    liar = f"""
+import socket, sys, time
+links = []
+for number in range(40):
+    link = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    link.connect({held.spec.socket!r})
+    link.send(b'{{"type":"renew","expires_s":%f}}' % (time.monotonic() + 250))
+    links.append(link)
+print(flush=True)
+sys.stdin.read()
+"""
+    with subprocess.Popen([sys.executable, "-c", liar], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as strangers:
+        assert strangers.stdout.readline()
+        before_s = time.monotonic()
+        held.spec = msgspec.structs.replace(held.spec, expires_s=before_s + 250)
+        assert before_s + 59 < held.renew().expires_s < time.monotonic() + 60.1, "a renewal reaches as far as the lease's time"
+        strangers.stdin.close()
+    assert held.released().gone_s
+
+
 def test_what_carries_the_marker_is_found_and_killed(tmp_path):
     marker = uuid.uuid4().hex
     env = {"PATH": os.environ["PATH"], procs.MARKER: marker, "FAKE_REPORT": str(tmp_path / "report")}
@@ -118,8 +208,9 @@ def test_what_carries_the_marker_is_found_and_killed(tmp_path):
     )
     wait_until((tmp_path / "report").exists)
     said: list[str] = []
-    assert holding.sweep(marker, said.append, within_s=30) == []
-    assert len(said) == 3 and server.wait(10) == -signal.SIGKILL and not procs.find_marked(marker)
+    sweep = Sweep(marker, None)
+    wait_until(lambda: sweep.step(said.append))
+    assert len(said) == 3 and server.wait(10) == -signal.SIGKILL and not list(procs.find_marked(marker))
 
 
 def test_a_dead_holders_socket_is_in_nobodys_way(hold, tmp_path):
