@@ -8,7 +8,8 @@ from llmwd.vocab import NodePhase, Phase, Reason
 
 class Serving(msgspec.Struct, frozen=True, kw_only=True):
     """All that counts. tree_gpus: GPUs the living tree was started on (None: there is none); recipe: what it was
-    started with, against `wanted_recipe` of the active profile (None: no valid profile)."""
+    started with, against `wanted_recipe` of the active profile (None: no valid profile). revoked_s: of the last
+    revocation that was heard of, by whichever incarnation."""
 
     gpus: GpusFact | None
     phase: Phase
@@ -21,6 +22,8 @@ class Serving(msgspec.Struct, frozen=True, kw_only=True):
     failure_detail: str
     releasing_reason: Reason | None
     stopping: bool
+    revoked_s: float | None = None
+    lease_ttl_s: float = 0.0
 
 
 class Plan(msgspec.Struct, frozen=True):
@@ -34,7 +37,7 @@ class Plan(msgspec.Struct, frozen=True):
 def plan(now: Serving, now_s: float) -> Plan:
     """Compare what may run with what runs."""
     lease = now.gpus.lease if now.gpus is not None else None
-    if lease is not None and lease.expires_s <= now_s:
+    if lease is not None and (lease.expires_s <= now_s or _came_back(lease, now)):
         lease = None
     startable = now.wanted_recipe is not None and not now.stopping and now.phase is not Phase.failed
     # A profile that became invalid takes nothing down: what runs keeps running, and keeps its lease.
@@ -43,6 +46,12 @@ def plan(now: Serving, now_s: float) -> Plan:
     end = _end(now, lease) if now.alive else None
     run = lease if startable and lease is not None and len(lease.gpus) == wanted else None
     return Plan(run=run, end=end, wanted_gpus=wanted)
+
+
+def _came_back(lease: Lease, now: Serving) -> bool:
+    """Whether it was revoked, and is only there again: a resolver killed between telling that and keeping it takes over
+    what it kept before. It counts once it has been renewed on what was seen after the revocation."""
+    return now.revoked_s is not None and max(lease.granted_s, lease.expires_s - now.lease_ttl_s) <= now.revoked_s
 
 
 def _end(now: Serving, lease: Lease | None) -> Reason | None:

@@ -16,7 +16,7 @@ import msgspec
 
 from llmwd import redact
 from llmwd.adapters import serverlog
-from llmwd.adapters.rundir import SOCKET_PATH_BYTES
+from llmwd.adapters.rundir import SOCKET_PATH_BYTES, read_fact
 from llmwd.config import (
     ConfigError,
     Loaded,
@@ -80,6 +80,7 @@ class Manager:
         self.neighbour = Neighbour(shell)
         self.loads = Loads(shell)
         self.released: Released | None = None
+        self.revoked_s: float | None = None
         self._shown: tuple[NodePhase, Reason] | None = None
         self._since_at = time.time()
         self._published: ServerFact | None = None
@@ -97,6 +98,9 @@ class Manager:
     def begin(self, loaded: Loaded) -> None:
         """First thing: the profile, and the tree that an earlier incarnation may have left."""
         self._take(loaded)
+        kept = read_fact(self.shell.boot.runtime, Worker.vllm)
+        if kept is not None and isinstance(kept.fact, ServerFact) and kept.fact.at_s <= time.monotonic():  # of this boot
+            self.revoked_s = kept.fact.revoked_s
         state = self.service.adopt()
         if state is not None and state.releasing is None:
             self._remember_tree(state)
@@ -109,6 +113,8 @@ class Manager:
 
     def on_gpus(self, fact: GpusFact) -> None:
         self.gpus = fact
+        if fact.revocation is not None:
+            self.revoked_s = max(fact.revocation.revoked_s, self.revoked_s or 0.0)
         self.reconcile()
 
     def on_reload(self, boot: Boot, loaded: Loaded) -> None:
@@ -343,6 +349,7 @@ class Manager:
             recipe=self.recipe, wanted_recipe=self._wanted_recipe(),
             profile_gpus=self.profile.num_gpus if self.profile else 0, config_detail=self.config_detail,
             failure_detail=self.failure_detail, releasing_reason=self._releasing_reason(), stopping=self.stopping,
+            revoked_s=self.revoked_s, lease_ttl_s=self.settings.lease_ttl_s,
         )
 
     def _releasing_reason(self) -> Reason | None:
@@ -387,7 +394,7 @@ class Manager:
             bin=profile.llm_bin if profile else None,
             ready_at=self.ready_at, started_at=self.started_at,
             load_s=self.loads.expected_s(self.profile.name if self.profile else None), deaths=self.service.deaths,
-            released=self.released, heard_s=self.gpus.at_s if self.gpus else 0.0, at_s=now_s,
+            released=self.released, revoked_s=self.revoked_s, heard_s=self.gpus.at_s if self.gpus else 0.0, at_s=now_s,
             courtesy=self.neighbour.found, courtesy_detail=self.neighbour.detail if self.neighbour.found else "",
         )
         before, self._published = self._published, fact

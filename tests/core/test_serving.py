@@ -105,3 +105,18 @@ def test_what_is_shown_is_what_happens(changes: dict, told: tuple) -> None:
 def test_while_yielding_the_job_is_named() -> None:
     now = msgspec.structs.replace(RUNS, releasing_reason=Reason.yielded_to_job, gpus=fact(None, revocation=OLD))
     assert shown(now)[2] == "job 7 has GPU 3"
+
+
+@pytest.mark.parametrize(
+    ("lease", "runs"),
+    [
+        (LEASE, False),
+        (msgspec.structs.replace(LEASE, granted_s=102.1), True),  # another one
+        (msgspec.structs.replace(LEASE, expires_s=113.0), True),  # renewed on what was seen at 103
+        (msgspec.structs.replace(LEASE, expires_s=111.0), False),
+    ],
+)
+def test_a_lease_that_was_revoked_does_not_come_back_unless_it_is_renewed_after_that(lease: Lease, runs: bool) -> None:
+    heard = {"revoked_s": 102.0, "lease_ttl_s": 10.0, "gpus": fact(lease)}
+    assert (planned(IDLE, 104.0, **heard).run == lease) is runs
+    assert (planned(RUNS, 104.0, **heard).end is None) is runs
