@@ -27,6 +27,9 @@ from llmwd.workers.base import Boot, Shell, repeat_every_s
 SCAN_EVERY_S = 10.0
 PROCFS_EVERY_S = 30.0  # each look costs 10 to 15 ms of a core: most of what the detector uses
 PROCFS_FASTEST_S = 1.0  # where nothing else sees jobs
+# What a job's processes may run on is told by them alone: a look so long after its arrival, when it has begun. One such
+# look for all that arrive meanwhile.
+PROCFS_AFTER_ARRIVAL_S = 1.5
 # A job that only /proc still shows has most likely just ended: look again soon, then less and less often.
 PROCFS_AGAIN_S = 0.25
 FIRST_LOOK_WITHIN_S = 2.0
@@ -57,6 +60,7 @@ class Detector:
         self._folders: dict[Source, JobFolders] = {}
         self._procfs: JobProcesses | None = None
         self._procfs_again_s = PROCFS_AGAIN_S
+        self._arrival_due = False  # a look at processes will follow a job's arrival
         self._only_procfs: frozenset[str] = frozenset()
         self._watched: dict[object, int] = {}
         self._published: JobsFact | None = None
@@ -112,8 +116,8 @@ class Detector:
         if self._spool_call is not None:
             self._spool_call.kill()
             self._spool_call = None
-        self._polling = False
-        for name in ("scan", "poll", "procfs", "procfs-overdue", "spool", "spool-overdue", "sim"):
+        self._polling = self._arrival_due = False
+        for name in ("scan", "poll", "procfs", "procfs-arrival", "procfs-overdue", "spool", "spool-overdue", "sim"):
             self._shell.cancel(name)
 
     # --- folders: inotify, the slow scan, polling ------------------------------------------------------
@@ -204,6 +208,13 @@ class Detector:
         self._publish_first()
         self._shell.at("procfs", now_s + self._procfs_every_s(), self._look_at_processes)
 
+    def _look_after_arrival(self) -> None:
+        if self._procfs in self._watched:  # a look that began before
+            self._shell.at("procfs-arrival", time.monotonic() + PROCFS_AGAIN_S, self._look_after_arrival)
+            return
+        self._arrival_due = False
+        self._look_at_processes()
+
     def _procfs_every_s(self) -> float:
         others_work = bool(presence.seeing(self._state) - {Source.procfs})
         if others_work and self._only_procfs:
@@ -260,6 +271,9 @@ class Detector:
             self._procfs_again_s = PROCFS_AGAIN_S
             self._shell.at("procfs", now_s + PROCFS_AGAIN_S, self._look_at_processes)
         self._only_procfs = only
+        if change.arrived | change.back and look.source is not Source.procfs and self._procfs is not None and not self._arrival_due:
+            self._arrival_due = True
+            self._shell.at("procfs-arrival", now_s + PROCFS_AFTER_ARRIVAL_S, self._look_after_arrival)
         if self._published is not None:
             self._publish_if_new()
         self._tell(look, change)
