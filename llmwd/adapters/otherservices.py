@@ -37,7 +37,7 @@ def _run(asked: dict[str, str]) -> Outcome:
     # The URL holds secrets: on standard input, because everybody on the node can read a command line.
     try:
         done = subprocess.run(
-            [sys.executable, "-P", str(PROGRAM)], input=msgspec.json.encode(asked), capture_output=True, timeout=WITHIN_S,
+            [sys.executable, "-P", str(PROGRAM), str(os.getpid()), str(WITHIN_S)], input=msgspec.json.encode(asked), capture_output=True, timeout=WITHIN_S,
             cwd="/", env=dict(os.environ), start_new_session=True,
         )  # fmt: skip
         told = msgspec.json.decode(done.stdout, type=Told)

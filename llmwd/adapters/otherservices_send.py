@@ -1,12 +1,26 @@
-"""A program: one notice through apprise. JSON on standard input, {"result", "why"} on standard output."""
+"""A program: one notice through apprise. JSON on standard input, {"result", "why"} on standard output.
 
+Arguments: the pid of who starts it, and the seconds that it has. It ends with its parent, because nobody would read the
+answer and the next incarnation sends the notice again; and by the kernel's clock, because a service may hang for ever.
+"""
+
+import ctypes
 import io
 import json
 import logging
+import os
+import signal
 import sys
 
+PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 
-def main() -> None:
+
+def main(parent: int, within_s: float) -> None:
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    signal.setitimer(signal.ITIMER_REAL, within_s)
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it died before that
+        return
     asked = json.load(sys.stdin)
     try:
         import apprise
@@ -32,4 +46,4 @@ def answer(result: str, why: str = "") -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(int(sys.argv[1]), float(sys.argv[2]))

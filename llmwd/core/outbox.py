@@ -217,9 +217,10 @@ def _hurried(one: Entry, now_at: float) -> Entry:
 
 
 def merged(found: Book, book: Book, begun: bool) -> Book:
-    """What was read from disk, and after it what has happened before it was read. begun: notices were considered without it."""
+    """What was read from disk, and after it what has happened before it was read. begun: notices were considered without it.
+    A new book's ids are beyond all on disk, until it is known that these go on from there."""
     old, new = found.state, book.state
-    state = msgspec.structs.replace(old, salt=old.salt or new.salt, next_id=max(old.next_id, new.next_id if book.entries else 1))
+    state = msgspec.structs.replace(old, salt=old.salt or new.salt, next_id=max(old.next_id, new.next_id if book.entries or not old.salt else 1))
     if begun:
         told = {name: getattr(new.told, name) or getattr(old.told, name) for name in Told.__struct_fields__}
         same = new.server in ("", old.server)

@@ -8,6 +8,7 @@ disk after it was: a crash in between repeats it, under the same sequence id.
 import secrets
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import msgspec
 
@@ -15,7 +16,7 @@ from llmwd import redact
 from llmwd.adapters import cloudflared
 from llmwd.adapters.ntfy import Outcome, Result
 from llmwd.adapters.rundir import read_fact
-from llmwd.config import Loaded, Settings
+from llmwd.config import Loaded, Settings, learn_profiles
 from llmwd.core import notices, noticetext, outbox, takeback, untold
 from llmwd.core.notices import Notice, Seen
 from llmwd.core.outbox import Book, Deadman, Entry
@@ -97,7 +98,8 @@ class Notifier:
 
     def on_gpus(self, fact: GpusFact) -> None:
         self.seen = msgspec.structs.replace(self.seen, gpus=fact)
-        self._settle()
+        if self.book.state.told.server == notices.HELD_UNNAMED:  # else the manager's answer to it is waited for
+            self._settle()
 
     def on_server(self, fact: ServerFact) -> None:
         self.seen = notices.heard(self.seen, fact)
@@ -115,13 +117,14 @@ class Notifier:
         self.seen = msgspec.structs.replace(self.seen, door=self.settings.door)
         self._use_settings()
         self.switch.renew_at = 0.0
-        self.lanes.forget()
         if self.read:
             self._settle_server()
             self._listen()
 
     def _use_settings(self) -> None:
+        """Whatever was refused may be mended."""
         self.lanes.open(self.shell, self.settings, self.now_at)
+        self.lanes.forget()
         self.taking_back.know(self.settings)
 
     def _settle_server(self) -> None:
@@ -133,7 +136,7 @@ class Notifier:
         self.book = Book(self.book.entries, state)
 
     def on_reset(self, order: ResetOrder, reply: Callable[[Reply], None]) -> None:
-        self.lanes.forget()
+        self._use_settings()
         reply(Done(detail="what could not be sent is tried again" if self.on else OFF))
         self._proceed()
 
@@ -147,15 +150,9 @@ class Notifier:
         until_s, number = time.monotonic() + ANSWER_WITHIN_S, self.book.state.next_id - 1
 
         def look() -> None:
-            waiting = self.lanes.waiting(self.book, number)
-            refused = [f"{lane.name}: {lane.trouble}" for lane in waiting if lane.refused]
-            if refused:
-                reply(Refused(problems=tuple(refused)))
-            elif not waiting:
-                reply(Done(detail="told"))
-            elif time.monotonic() >= until_s:
-                why = "; ".join(f"{lane.name}: {lane.trouble}" for lane in waiting if lane.trouble)
-                reply(Done(detail=f"not told yet, and tried again{f' ({why})' if why else ''}"))
+            answer = self.lanes.answer(self.book, number, time.monotonic() >= until_s)
+            if answer is not None:
+                reply(answer)
             else:
                 self.shell.at(f"notify {number}", time.monotonic() + 0.1, look)
 
@@ -208,7 +205,7 @@ class Notifier:
         logs = [self.shell.boot.logs / notice.log for notice in due if notice.log]
         if logs:
             self.looking = due
-            self.shell.beside(lambda: [cloudflared.tail(path, 0) for path in logs], lambda tails: self._looked(due, tails or []))
+            self.shell.beside(lambda: _tails(self.shell.boot.home, logs), lambda tails: self._looked(due, tails or []))
             self.shell.at("log", time.monotonic() + LOG_WITHIN_S, lambda: self._looked(due, []))
             return
         self._put_all(due)
@@ -220,7 +217,7 @@ class Notifier:
         self.looking = None
         left = iter(tails)
         self._put_all(tuple(
-            msgspec.structs.replace(notice, message=noticetext.with_log(notice.message, redact.mask(next(left, "")))) if notice.log else notice
+            msgspec.structs.replace(notice, message=noticetext.with_log(notice.message, next(left, ""))) if notice.log else notice
             for notice in due
         ))  # fmt: skip
         self._settle()
@@ -319,6 +316,12 @@ class Notifier:
         self._published = fact
         if repeat or before is None or msgspec.structs.replace(before, at_s=now_s) != fact:
             self.shell.publish(fact)
+
+
+def _tails(home: Path, logs: list[Path]) -> list[str]:
+    """The ends of logs, without the secrets of the profiles whose servers may have written them. Blocks."""
+    learn_profiles(home)
+    return [redact.mask(cloudflared.tail(path, 0)) for path in logs]
 
 
 def main(shell: Shell) -> None:

@@ -11,7 +11,7 @@ from llmwd.adapters.ntfy import Access, Outcome, Result
 from llmwd.config import Settings
 from llmwd.core import noticetext, outbox, takeback
 from llmwd.core.outbox import Book, Deadman, Entry, State
-from llmwd.messages import NoticesFact
+from llmwd.messages import Done, NoticesFact, Refused, Reply
 from llmwd.vocab import Phase
 from llmwd.workers.base import Shell
 
@@ -112,9 +112,16 @@ class Lanes(dict[str, Lane]):
         """Whether anything is, or may still be, sent."""
         return any(lane.sending or (not lane.refused and outbox.next_at(book, lane.name)) for lane in self.values())
 
-    def waiting(self, book: Book, number: int) -> list[Lane]:
-        """Those that have not got all notices up to this one."""
-        return [lane for lane in self.values() if any(it.dest == lane.name and it.id <= number for it in book.entries)]
+    def answer(self, book: Book, number: int, at_once: bool) -> Reply | None:
+        """What has become of all notices up to this one; None: it is to be waited for."""
+        waiting = [lane for lane in self.values() if any(it.dest == lane.name and it.id <= number for it in book.entries)]
+        refused = [f"{lane.name}: {lane.trouble}" for lane in waiting if lane.refused]
+        if refused:
+            return Refused(problems=tuple(refused))
+        if not waiting:
+            return Done(detail="told")
+        why = "; ".join(f"{lane.name}: {lane.trouble}" for lane in waiting if lane.trouble)
+        return Done(detail=f"not told yet, and tried again{f' ({why})' if why else ''}") if at_once else None
 
 
 class TakingBack:

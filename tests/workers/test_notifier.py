@@ -15,7 +15,8 @@ import pytest
 from llmwd.adapters import rundir
 from llmwd.adapters.journal import read_journal
 from llmwd.adapters.ntfy import Result
-from llmwd.core import outbox
+from llmwd.adapters.outbox import Outbox
+from llmwd.core import outbox, untold
 from llmwd.core.notices import Notice
 from llmwd.core.outbox import Book
 from llmwd.messages import (
@@ -408,8 +409,8 @@ def with_deadman(stage: Notifier, waiting: int = 0) -> None:
 
 def kept_state(stage: Stage) -> outbox.State:
     with sqlite3.connect(stage.dirs.state / "outbox.sqlite3") as there:
-        (body,) = there.execute("SELECT body FROM kept WHERE name = 'state'").fetchone()
-    return msgspec.json.decode(body, type=outbox.State)
+        row = there.execute("SELECT body FROM kept WHERE name = 'state'").fetchone()
+    return msgspec.json.decode(row[0], type=outbox.State) if row else outbox.State()
 
 
 @pytest.mark.parametrize("trouble", ["another service is down", "429", "one DELETE fails"])
@@ -525,6 +526,69 @@ def test_another_service_gets_the_notices_through_apprise_and_its_address_is_wri
         stage.stop(10.0)
         written = [path for folder in (stage.dirs.state, stage.dirs.runtime) for path in folder.rglob("*") if path.is_file()]
         assert written and all(token.encode() not in path.read_bytes() for path in written)
+
+
+@pytest.mark.parametrize(("word", "least_s"), [("429", 4.9), ("42908", 60.0)])
+def test_a_server_that_limits_us_is_left_alone_for_longer(stage, word, least_s):
+    stage.server.plan[:] = [word]
+    stage.start()
+    stage.be(NodePhase.serving)
+    assert "limit reached" in stage.until_fact(phase=Phase.backoff, waiting=1, failed=0).detail
+    if least_s < 10:
+        stage.until_told("Serving tiny on node7")
+        first, second = stage.server.tries
+        assert second[0] - first[0] >= least_s
+    else:
+        beats = stage.worker.beats
+        stage.until(lambda: stage.worker.beats > beats + 8)  # longer than for 42901
+        assert len(stage.server.tries) == 1 and kept_titles(stage) == ["Serving tiny on node7"]
+
+
+def kept_before(stage: Stage, book: Book) -> None:
+    """The outbox as an earlier incarnation left it."""
+    box = Outbox(stage.dirs.state)
+    box.read()
+    box.keep({"state": msgspec.json.encode(book.state)} | {one.sid: msgspec.json.encode(one) for one in book.entries})
+    box.close()
+
+
+def many(number: int, at: float) -> Book:
+    book = Book(state=outbox.State(salt="before", dests=("ntfy",)))
+    for turn in range(number):
+        book = outbox.put(book, Notice(None, "", f"notice {turn}", "m", "boom", Event.switched), ("ntfy",), at)
+    return book
+
+
+def test_what_is_too_old_is_told_in_one_notice(stage):
+    kept_before(stage, many(7, time.time() - outbox.EXPIRES_AFTER_S - 1))
+    stage.start()
+    stage.until_told("7 notices of node7 were never told")
+    assert stage.server.messages[0]["message"] == "Not told in time: 7 switched."
+    assert stage.until_fact(waiting=0).lost == 7
+
+
+def test_what_is_too_much_is_told_in_one_notice(stage):
+    kept_before(stage, many(untold.MOST_ENTRIES + 5, time.time()))
+    stage.server.plan[:] = ["500"] * 99
+    stage.start()
+    stage.until_fact(waiting=untold.MOST_ENTRIES + 1, lost=5)
+    assert "5 notices of node7 were never told" in kept_titles(stage)
+
+
+def test_flapping_is_told_in_one_notice_that_counts(stage):
+    stage.publish("resolver", quiet())
+    stage.start()
+    for turn in range(5):
+        stage.be(NodePhase.serving, ready_at=1000.0 + turn, lease_epoch=7 + turn)
+        stage.until(lambda: f"serving:tiny:{1000 + turn}.000" == kept_state(stage).told.server)
+        stage.be(NodePhase.yielding, lease_epoch=7 + turn)
+        stage.until(lambda: f"yielding:{7 + turn}" == kept_state(stage).told.server)
+        stage.be(NodePhase.waiting)
+        stage.until(lambda: f"yielded:{7 + turn}" == kept_state(stage).told.server)
+    stage.until(lambda: "5 yields in 10 minutes: node7" in kept_titles(stage))
+    assert stage.stop(5.0) == 0
+    told = [title.split()[0] for title in stage.server.titles]
+    assert told == ["Serving", "Yielded", "Resumed:", "Yielded", "Resumed:", "5", "Stopped:"]
 
 
 def test_a_corrected_address_gets_what_waited_for_the_wrong_one(tmp_path, server):
