@@ -32,6 +32,7 @@ from llmwd.workers.base import Boot, hung_after_s, run_worker
 # What stays after the workers (holders with their trees) gets this long, then it is killed; asked to end at once, none.
 ORPHANS_WITHIN_S = 10.0
 KILLED_WITHIN_S = 10.0  # only a process that hangs in a driver outlives SIGKILL by this long
+FORK_AGAIN_S = 1.0  # where the kernel has no process, descriptor or memory for a worker
 SHOWN_EVERY_S = 5.0  # repeated although nothing is new, so that a root which hangs is seen to
 CRASH_EXIT = 70  # EX_SOFTWARE: a worker ended by an exception, its traceback is in its log
 
@@ -65,6 +66,7 @@ class Root:
         self._log = log
         self._reload = reload  # () -> Settings | None: reads the configuration again
         self._started_at = time.time()
+        self._start = procs.start_ticks(os.getpid())
         self._selector = selectors.DefaultSelector()
         self._root_reader, self._root_writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         self.boot = msgspec.structs.replace(boot, root_fd=self._root_reader)
@@ -162,19 +164,35 @@ class Root:
                     pass  # the delay was set where the failure was judged
 
     def _spawn(self, child: Child) -> None:
-        # Counted by the kernel: the threads of a ZeroMQ context are not Python's.
-        assert len(os.listdir("/proc/self/task")) == 1, "the root has a second thread: a fork could copy a held lock"
-        ours, theirs = line_pair()
-        pid = os.fork()
-        if pid == 0:
-            ours.close()  # or this worker would never see the line end
-            self._be_child(child, theirs)
-        theirs.close()
-        child.pid, child.pidfd, child.line = pid, os.pidfd_open(pid), ours
+        try:
+            child.pid, child.pidfd, child.line = self._fork(child)
+        except OSError as error:  # the machine's failure, for now, and none of the worker's: it does not count
+            child.detail = f"it cannot be forked: {error.strerror}"
+            self._log.error("%s: %s", child.spec.name, child.detail)
+            self._apply(child, *lifecycle.step(child.life, Event.gone, time.monotonic()))
+            child.retry_s = time.monotonic() + FORK_AGAIN_S
+            return
         child.heard_s = time.monotonic()
         child.spawned += 1
         child.stop_by_s = None
-        self._selector.register(ours, selectors.EVENT_READ, lambda: self._on_line(child))
+        self._selector.register(child.line, selectors.EVENT_READ, lambda: self._on_line(child))
+
+    def _fork(self, child: Child) -> tuple[int, int, Line]:
+        """Its pid, its pidfd, our end of its line. Raises OSError; then there is no process."""
+        # Counted by the kernel: the threads of a ZeroMQ context are not Python's.
+        assert len(os.listdir("/proc/self/task")) == 1, "the root has a second thread: a fork could copy a held lock"
+        ours, theirs = line_pair()
+        try:
+            pid = os.fork()
+            if pid == 0:
+                ours.close()  # or this worker would never see the line end
+                self._be_child(child, theirs)
+            theirs.close()  # which leaves a descriptor for the pidfd
+            return pid, os.pidfd_open(pid), ours
+        except OSError:  # should there be a process all the same, it ends by the end of its line
+            ours.close()
+            theirs.close()
+            raise
 
     def _be_child(self, child: Child, line: Line) -> None:
         """In the forked process: shed what is the root's, then live as the worker. Never returns."""
@@ -248,7 +266,11 @@ class Root:
                 child.retry_s = None
 
     def _on_hangup(self) -> None:
-        settings: Settings | None = self._reload()
+        try:
+            settings: Settings | None = self._reload()
+        except OSError as error:  # no descriptor or process for it: the old ones stay
+            self._log.error("the settings cannot be read: %s", error.strerror)
+            settings = None
         if settings is not None:
             self.boot = msgspec.structs.replace(self.boot, settings=settings)
         for child in self.children:
@@ -340,7 +362,7 @@ class Root:
         self._look_for_home()
         self._seq += 1
         fact = RootFact(
-            pid=os.getpid(), start=procs.start_ticks(os.getpid()), stopping=self._stopping, workers=workers,
+            pid=os.getpid(), start=self._start, stopping=self._stopping, workers=workers,
             started_at=self._started_at, node=self.boot.node, home=str(self.boot.home), version=__version__,
             at_s=now_s,
         )

@@ -48,6 +48,49 @@ def bound_s(tree: Supervised) -> float:
     return tree.settings["LEASE_TTL"] + 1 + 4
 
 
+@pytest.mark.parametrize("others", ["", "root"])
+def test_a_holder_that_hangs_in_the_middle_of_a_release_keeps_no_gpu(supervised: Start, others: str) -> None:
+    """After its acknowledgement; with the root, whose death alone would end the tree, dead as well."""
+    tree = supervised(STUBBORN, LEASE_TTL=30, YIELD_GRACE=1)
+    tree.all_ready()
+    holder = tree.server_fact().holder_pid
+    tree.job(1, "0-7")
+    wait_until(lambda: "yielded_to_job: " in tree.log("server"), every_s=0.001, what="its acknowledgement")
+    tree.signal_pid(holder, signal.SIGSTOP)
+    if others:
+        tree.signal("root", signal.SIGKILL)
+    gone(tree, 1 + 1 + 2)
+
+
+def test_manager_and_root_killed_while_the_holder_is_stopped_leave_nothing(supervised: Start) -> None:
+    tree = supervised(STUBBORN, LEASE_TTL=4)
+    tree.all_ready()
+    tree.signal("holder", signal.SIGSTOP)
+    at_one_blow(tree, "vllm", "root")
+    wait_until(lambda: not tree.left(), bound_s(tree), every_s=0.05, what=f"the end of {tree.left()}")
+
+
+def test_an_idle_holder_that_hangs_is_met_before_it_is_needed(supervised: Start) -> None:
+    tree = supervised({"FAKE_ENGINE": 1}, LEASE_TTL=4)
+    before = tree.all_ready()
+    tree.signal("holder", signal.SIGSTOP)
+    after = tree.until(lambda status: status["phase"] == "serving" and status["server"]["pid"] != before["server"]["pid"])
+    assert after["server"]["deaths"] == 1 and "its holder hangs" in tree.journal("server_died")[0]["how"]
+    assert [worker["restarts"] for worker in after["workers"]] == [0] * 6
+
+
+def test_a_manager_that_comes_back_to_an_empty_folder_finds_its_holder(supervised: Start) -> None:
+    tree = supervised(STUBBORN, LEASE_TTL=60)
+    tree.all_ready()
+    old, holder = servers(tree), tree.server_fact().holder_pid
+    for path in tree.runtime.glob("*vllm*"):  # what the root looks at to see whether its folder is there stays
+        if not path.name.startswith("bus"):
+            path.unlink()
+    tree.signal("vllm", signal.SIGKILL)
+    wait_until(lambda: not old & servers(tree) and holder not in {pid for pid, _ in tree.left()}, 10, what="the end of the old tree")
+    tree.all_ready()
+
+
 # The others are left to chance.
 PAIRS = (("vllm", "holder"), ("root", "holder"), ("root", "vllm"), ("detector", "resolver"), ("resolver", "vllm"))
 
@@ -91,6 +134,22 @@ def test_workers_without_files_or_memory_left_yield_all_the_same(supervised: Sta
     if limit == resource.RLIMIT_AS:  # nothing says that a start fails for this, and it is inherited
         tree.signal("detector resolver vllm", signal.SIGKILL)
     tree.all_ready()
+
+
+def test_a_root_that_cannot_fork_lives_on_and_forks_again_once_it_can(supervised: Start) -> None:
+    tree = supervised(RESTART_INTENSITY=1)
+    before = tree.all_ready()
+    root = before["root"]["pid"]
+    allowed = resource.prlimit(root, resource.RLIMIT_NOFILE)
+    resource.prlimit(root, resource.RLIMIT_NOFILE, (3, allowed[1]))  # a dead worker's descriptors are no use either
+    tree.signal("detector vllm", signal.SIGKILL)
+    tree.job(1, "0-7")
+    gone(tree, bound_s(tree))
+    wait_until(lambda: tree.log("root").count("cannot be forked") >= 6, 20, what="attempts")
+    resource.prlimit(root, resource.RLIMIT_NOFILE, allowed)
+    tree.job_over(1)
+    tree.until(lambda status: [each["restarts"] for each in status["workers"]] == [0, 1, 0, 1, 0, 0])
+    assert tree.all_ready()["root"]["pid"] == root
 
 
 def test_workers_that_hang_for_want_of_memory_do_not_outlive_their_root(supervised: Start) -> None:
