@@ -116,6 +116,14 @@ class Expected(Part, kw_only=True):
     job: str | None = None
 
 
+class Plans(Part, kw_only=True):
+    """What Slurm said last of one kind of plans, kept for our next incarnation."""
+
+    kind: str
+    asked_s: float  # -inf: never, or too long ago to count as an answer
+    expected: tuple[Expected, ...] = ()
+
+
 class Hold(Part, kw_only=True):
     """An order to stay away, the operator's or (`reason` says why) our own. until_at None: until `resume`."""
 
@@ -168,6 +176,7 @@ class GpusFact(Message, tag="gpus", kw_only=True):
     node_states: tuple[str, ...]
     memory: MemoryPressure | None = None
     expected: Expected | None = None  # the next one that can need our GPUs; only with LOOKAHEAD
+    plans: tuple[Plans, ...] = ()  # all that is known of what comes, whether it concerns us or not
     epoch: int  # of the last lease ever granted
     proof: ReleaseProof | None = None  # of the last lease that ended
     map_certain: bool = True  # whether each of Slurm's indices is known to be one GPU

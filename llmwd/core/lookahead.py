@@ -26,7 +26,7 @@ LOAD_ASSUMED_S = 300.0
 JOB_WAIT_S = 150.0
 
 JOB_FIELDS = (
-    "JobID", "Reason", "StartTime", "SchedNodes", "ReqNodes",
+    "JobID", "ArrayTaskID", "Reason", "StartTime", "SchedNodes", "ReqNodes",
     "tres-per-job", "tres-per-node", "tres-per-socket", "tres-per-task", "OverSubscribe",
 )  # fmt: skip
 _NO_TIME = frozenset({"N/A", "Unknown", "None", "NONE", "(null)"})
@@ -36,6 +36,7 @@ _NUMBER = re.compile(r"[0-9]{1,9}\Z")
 _FIELD = re.compile(r"(?:^|\s)([A-Za-z]+)=")
 # gres:gpu:2 (to 22.05), gres/gpu:a100:2 (23.02 on), gres/gpu=2; a missing number is 1
 _ASKED = re.compile(r"(?:gres[:/])?(?P<name>[\w.-]+)(?:[:=](?P<type>[^:=(]*[^:=(0-9][^:=(]*))?(?:[:=](?P<count>[0-9]{1,9}))?(?:\([^)]*\))?\Z")
+_TASKS = re.compile(r"([0-9]{1,9})(?:-([0-9]{1,9})(?::([1-9][0-9]{0,8}))?)?\Z")  # 3, 1-9, 1-9:2
 
 
 class Plan(msgspec.Struct, frozen=True):
@@ -90,7 +91,7 @@ def read_pending(text: str, node: str, alone: bool) -> Heard:
             unclear.append(f"a pending job: {line[:200]!r}")
             plans.append(Plan("a pending job that was not understood", None, None))
             continue
-        job, reason, start, planned, asked = words[:5]
+        job, tasks, reason, start, planned, asked = words[:6]
         nodes = asked if hostlist.names_nothing(planned) else planned
         # A held job keeps its --begin, and does not begin.
         if start in _NO_TIME or reason.startswith("JobHeld"):
@@ -98,7 +99,7 @@ def read_pending(text: str, node: str, alone: bool) -> Heard:
         if hostlist.names_nothing(nodes) and not alone or not hostlist.names_nothing(nodes) and not _has(nodes, node, unclear):
             continue
         who = f"job {job}"
-        plans.append(Plan(who, _time(start, who, unclear), _asked(*words[5:10]), job=job))
+        plans.append(Plan(who, _time(start, who, unclear), _of_all(tasks, _asked(*words[6:11])), job=job))
     return Heard(tuple(plans), tuple(unclear))
 
 
@@ -148,6 +149,21 @@ def _asked(per_job: str, per_node: str, per_socket: str, per_task: str, sharing:
     if job != 0:
         return job
     return 0 if _count(per_socket) == 0 and _count(per_task) == 0 else None
+
+
+def _of_all(tasks: str, gpus: int | None) -> int | None:
+    """GPUs of all tasks of a pending array that can run at once: it has one record (`1-9:2,12%4`), however many they are.
+
+    Slurm cuts a long list and ends it with dots: then how many there are is not known.
+    """
+    if tasks in _NO_TIME or not gpus:
+        return gpus
+    listed, _, most = tasks.partition("%")
+    ranges = [_TASKS.match(part) for part in listed.split(",")]
+    if None in ranges or most and not _NUMBER.match(most):
+        return None
+    count = sum(1 + max(int(one[2] or one[1]) - int(one[1]), 0) // int(one[3] or 1) for one in ranges)
+    return gpus * min(count, int(most or count))
 
 
 def _count(tres: str) -> int | None:

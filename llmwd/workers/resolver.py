@@ -25,6 +25,7 @@ from llmwd.messages import (
     JobClaim,
     JobsFact,
     Lease,
+    Plans,
     ReleaseOrder,
     Reply,
     ResumeOrder,
@@ -74,19 +75,20 @@ class Resolver:
         self.map_told = ""
         self._published: GpusFact | None = None
         self._told_until_s = 0.0  # the expiry of the lease as it was published last
-        self._adopt()
+        plans = self._adopt()
         self._see()
         self.desk = SlurmDesk(shell, self.claims, socket.gethostname(), self.evaluate)
+        self.desk.ahead.adopt(plans)
         self.driver = Driver(shell, self._driver_changed)
         self._find_gpus()
 
     # --- what it begins with -----------------------------------------------------------------------------
 
-    def _adopt(self) -> None:
-        """Take over the lease of our last incarnation, so that our death costs nobody the model."""
+    def _adopt(self) -> tuple[Plans, ...]:
+        """Take over the lease of our last incarnation, so that our death costs nobody the model; what it knew of plans."""
         envelope = read_fact(self.shell.boot.runtime, Worker.resolver)
         if envelope is None or not isinstance(envelope.fact, GpusFact):
-            return
+            return ()
         fact = envelope.fact
         self.epoch = fact.epoch
         self.revocation = fact.revocation
@@ -97,6 +99,7 @@ class Resolver:
         if fact.lease is not None and fact.lease.expires_s > time.monotonic():
             self.lease = fact.lease
             self.shell.log.info("lease %d on GPUs %s taken over", self.epoch, list(self.lease.gpus))
+        return fact.plans
 
     def _find_gpus(self) -> None:
         if self.settings.sim_gpus:
@@ -297,7 +300,7 @@ class Resolver:
             ),
             sources=sources, hold=self.standing.hold, blocked=self.blocked, detail=self.detail,
             node_states=self.desk.node_states(), epoch=self.epoch, proof=self.proving.proof, map_certain=self.map.certain,
-            map_why=self.map.why, memory=self.memory.fact, expected=self.expected, at_s=now_s,
+            map_why=self.map.why, memory=self.memory.fact, expected=self.expected, plans=self.desk.ahead.plans, at_s=now_s,
         )
         before, self._published = self._published, fact
         if force or before is None or _quiet(before) != _quiet(fact) or self._renewed():

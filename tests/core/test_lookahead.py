@@ -9,7 +9,17 @@ from hypothesis import strategies as st
 from llmwd.core import lookahead
 from llmwd.core.gpumap import build_map, simulated
 from llmwd.core.lease import Decision, Evidence, Situation, decide
-from llmwd.core.lookahead import JOB_FIELDS, JOB_WAIT_S, LOAD_ASSUMED_S, Outlook, Plan, concerning, place, read_pending, read_reservations
+from llmwd.core.lookahead import (
+    JOB_FIELDS,
+    JOB_WAIT_S,
+    LOAD_ASSUMED_S,
+    Outlook,
+    Plan,
+    concerning,
+    place,
+    read_pending,
+    read_reservations,
+)
 from llmwd.messages import Expected, Lease
 from llmwd.vocab import Reason
 
@@ -134,6 +144,29 @@ def test_a_pending_job_counts_where_it_is_planned_or_asks_to_be_or_must_be(chang
 )
 def test_how_many_gpus_a_pending_job_can_get_here(changes: dict, gpus: int | None) -> None:
     assert read_pending(pending(**changes), "n2", alone=False).plans[0].gpus == gpus
+
+
+@pytest.mark.parametrize(
+    ("tasks", "gpus"),
+    [
+        ("N/A", 2),
+        ("3", 2),
+        ("0-3", 8),
+        ("1,3,5", 6),
+        ("1-9:4,20", 8),
+        ("1-100%3", 6),
+        ("1-2%8", 4),
+        ("1-9,11,13,...", None),
+        ("some", None),
+    ],
+)
+def test_a_pending_array_needs_as_many_gpus_as_its_tasks_that_may_run_at_once(tasks: str, gpus: int | None) -> None:
+    assert read_pending(pending(ArrayTaskID=tasks), "n2", alone=False).plans[0].gpus == gpus
+
+
+def test_an_array_without_gpus_has_none_however_many_tasks_it_has() -> None:
+    for tasks in ("1-100", "1,2,..."):
+        assert read_pending(pending(ArrayTaskID=tasks, tres_per_node="N/A"), "n2", alone=False).plans[0].gpus == 0
 
 
 @pytest.mark.parametrize("text", ["7|PD\n", pending().replace("02:39", "2:39 pm")])
