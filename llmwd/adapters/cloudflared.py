@@ -19,8 +19,9 @@ SAID_MOST = 300
 
 
 class Look(msgspec.Struct, frozen=True):
-    """What one look told. connections: the living ones, None if /ready gave no answer. metrics: Prometheus' lines,
-    only while connected. hostname: a quick tunnel's. edge_answers: asked only while not connected."""
+    """What one look told. connections: the living ones, None if /ready gave no answer, which says nothing of them.
+    metrics: Prometheus' lines, only while connected. hostname: a quick tunnel's. edge_answers: asked only while not
+    connected."""
 
     log: str
     offset: int
@@ -39,19 +40,22 @@ def size(path: Path) -> int:
 
 
 def read(path: Path, offset: int) -> tuple[str, int]:
-    """(what was logged from `offset` on, the first LOOK_BYTES of it: it may be a flood; where it ends now)."""
+    """(the whole lines logged from `offset` on, the first LOOK_BYTES of them: it may be a flood; where these end)."""
     try:
         with path.open("rb") as file:
-            end = os.fstat(file.fileno()).st_size
-            file.seek(offset if offset <= end else 0)  # shorter than it was: rotated
-            return file.read(LOOK_BYTES).decode(errors="replace"), end
+            begin = offset if offset <= os.fstat(file.fileno()).st_size else 0  # shorter than it was: rotated
+            file.seek(begin)
+            data = file.read(LOOK_BYTES)
     except OSError:
         return "", offset
+    whole = data[: data.rfind(b"\n") + 1] or (data if len(data) == LOOK_BYTES else b"")
+    return whole.decode(errors="replace"), begin + len(whole)
 
 
 def tail(path: Path, offset: int) -> str:
     """The end of what was logged from `offset` on."""
-    return read(path, max(offset, size(path) - TAIL_BYTES))[0]
+    end = size(path)
+    return read(path, max(offset if offset <= end else 0, end - TAIL_BYTES))[0]
 
 
 def look(
@@ -59,27 +63,27 @@ def look(
     find_edges: Callable[[str], tuple[str, ...]], port: int,
 ) -> Look:
     """find_address, find_edges: read from new log where its metrics server is, and the addresses that it dials."""
+    if address is not None:
+        offset = max(offset, size(path) - LOOK_BYTES)  # of a flood the end is enough
     log, end = read(path, offset)
     address = address or find_address(log)
-    if address is None:
-        return Look(log, end, None, None)
-    connections = ready(address)
+    connections = ready(address) if address is not None else None
     if connections:
         found = _json(_get(address, "/quicktunnel"))
         hostname = found.get("hostname") if isinstance(found, dict) else ""
         metrics = (_get(address, "/metrics") or (0, ""))[1]
         return Look(log, end, address, connections, metrics, hostname if isinstance(hostname, str) else "")
-    return Look(log, end, address, connections, edge_answers=answers(find_edges(log), port))
+    return Look(log, end, address, connections, edge_answers=connections == 0 and answers(find_edges(log), port))
 
 
 def ready(address: str) -> int | None:
-    """Its living connections by /ready: the gauge of connections counts tries as well. None: no answer."""
+    """Its living connections by /ready: the gauge of connections counts tries as well. None: no answer of its own."""
     answer = _get(address, "/ready")
     found = _json(answer)
-    if answer is None or found is None:
-        return None
     count = found.get("readyConnections") if isinstance(found, dict) else None
-    return count if answer[0] == 200 and isinstance(count, int) else 0
+    if answer is None or answer[0] not in (200, 503) or not isinstance(count, int):
+        return None
+    return count if answer[0] == 200 else 0
 
 
 def answers(edges: tuple[str, ...], port: int) -> bool:
@@ -94,7 +98,7 @@ def answers(edges: tuple[str, ...], port: int) -> bool:
 
 
 def version(program: str, env: Mapping[str, str]) -> tuple[str, str]:
-    """(its version, why it cannot be run or "")."""
+    """(its version, why it cannot be run or ""). Raises TimeoutError with a sentence if it hangs, as validate does."""
     status, said = _run([program, "version", "--short"], env)
     return (said, "") if status == 0 else ("", said)
 
@@ -111,8 +115,8 @@ def _run(argv: list[str], env: Mapping[str, str]) -> tuple[int, str]:
         done = subprocess.run(
             argv, env=dict(env), stdin=subprocess.DEVNULL, capture_output=True, timeout=RUNS_WITHIN_S, start_new_session=True
         )
-    except subprocess.TimeoutExpired:
-        return 1, f"it did not end within {RUNS_WITHIN_S:.0f} s"
+    except subprocess.TimeoutExpired as error:
+        raise TimeoutError(f"it did not end within {RUNS_WITHIN_S:.0f} s") from error
     except OSError as error:
         return 1, error.strerror or str(error)
     lines = (done.stdout + b"\n" + done.stderr).decode(errors="replace").split("\n")

@@ -20,7 +20,11 @@ PROTOCOLS = ("http2", "auto", "quic")
 GRACE_S = 5  # requests in flight may take this long after SIGTERM
 SECRET_BYTES = 32
 DOOR_AWAY_S = 15.0  # a door whose Caddy died is back in a second, after a look at its program that may take its time
+PASSED_ON = ("PATH", "HOME", "SSL_CERT_FILE", "SSL_CERT_DIR")  # some sites have their certificates only there
 NO_STREAMS = "a quick tunnel is for trying: answers arrive whole, not as a stream, and its name changes with every start"
+SLOW = "cloudflared is slow to answer: this is what it said last"
+OFF = "off: TUNNEL_HOSTNAME is not set"
+OFF_BY_MODE = "off: TUNNEL_MODE=none"
 
 _UUID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 
@@ -42,8 +46,8 @@ class Credentials(msgspec.Struct, frozen=True):
     problems: tuple[str, ...] = ()
 
 
-def check_credentials(path: str, text: bytes, mode: int, tunnel_id: str) -> Credentials:
-    """Judge a credentials file by its content and its permissions (`mode` as stat gives it).
+def check_credentials(path: str, text: bytes, tunnel_id: str) -> Credentials:
+    """Judge a credentials file by its content.
 
     tunnel_id: the UUID it has to be for, "" to take the file's own.
     """
@@ -51,9 +55,9 @@ def check_credentials(path: str, text: bytes, mode: int, tunnel_id: str) -> Cred
         found = json.loads(text)
     except ValueError:
         made = "make it anew with `cloudflared tunnel token --cred-file`"
-        return Credentials(problems=(*_readable(path, mode), f"{path} is not JSON: {made}"))
+        return Credentials(problems=(f"{path} is not JSON: {made}",))
     names = ("AccountTag", "TunnelSecret", "TunnelID")
-    judged = _judge(path, found, names, "no tunnel's credentials file", mode)
+    judged = _judge(path, found, names, "no tunnel's credentials file")
     own = judged.tunnel_id
     if own and tunnel_id and own != tunnel_id.lower():
         other = f"{path} is for the tunnel {own}, but TUNNEL_ID is {tunnel_id}: correct one of them"
@@ -61,30 +65,24 @@ def check_credentials(path: str, text: bytes, mode: int, tunnel_id: str) -> Cred
     return judged
 
 
-def check_token(path: str, text: bytes, mode: int) -> Credentials:
+def check_token(path: str, text: bytes) -> Credentials:
     """Judge a file with the token that Cloudflare's dashboard, or `cloudflared tunnel token`, shows."""
     token = text.strip()
     try:
         found = json.loads(base64.b64decode(token, validate=True))
     except ValueError:  # binascii's as well
         advice = "it has to hold what `cloudflared tunnel token` prints, and nothing else"
-        return Credentials(problems=(*_readable(path, mode), f"{path} holds no tunnel's token: {advice}"))
-    judged = _judge(path, found, ("a", "s", "t"), "no tunnel's token", mode)
+        return Credentials(problems=(f"{path} holds no tunnel's token: {advice}",))
+    judged = _judge(path, found, ("a", "s", "t"), "no tunnel's token")
     return msgspec.structs.replace(judged, secrets=(*judged.secrets, token.decode()))
 
 
-def _readable(path: str, mode: int) -> tuple[str, ...]:
-    if not mode & 0o077:
-        return ()
-    return (f"{path} can be read by other users, who could then run the tunnel: `chmod 600 {path}`",)
-
-
-def _judge(path: str, found: object, names: tuple[str, str, str], kind: str, mode: int) -> Credentials:
+def _judge(path: str, found: object, names: tuple[str, str, str], kind: str) -> Credentials:
     """names: of the account, the secret and the tunnel's id."""
-    problems = list(_readable(path, mode))
+    problems = []
     missing = [name for name in names if not isinstance(found, dict) or not isinstance(found.get(name), str) or not found[name]]
     if missing:
-        return Credentials(problems=(*problems, f"{path} is {kind}: {', '.join(missing)} is missing in it"))
+        return Credentials(problems=(f"{path} is {kind}: {', '.join(missing)} is missing in it",))
     own, text = found[names[2]], found[names[1]]
     if not _UUID.fullmatch(own):
         problems.append(f"{path}: its {names[2]} is no UUID: make the file anew")
@@ -111,7 +109,7 @@ def recipe(
     else:
         argv += ("run", "--token-file", secret_path) if mode == TOKEN else ("run",)
     # Nothing else of our environment: TUNNEL_TOKEN would win over the configuration, proxies break the origin.
-    env = {name: environ[name] for name in ("PATH", "HOME") if name in environ}
+    env = {name: environ[name] for name in PASSED_ON if name in environ}
     named = (tunnel_id, secret_path) if mode == NAMED else None
     return Recipe(argv, _config("" if mode == QUICK else hostname, named, url), env)
 
@@ -152,6 +150,13 @@ def door_origin(
         return None
     away = phase is Phase.failed or (phase is Phase.stopped and now_s - since_s >= DOOR_AWAY_S)
     return f"unix:{socket}" if phase is Phase.ready or (running and not away) else None
+
+
+def why_stopped(mode: str, hostname: str, door: bool, slow: str) -> str:
+    """What is told of a tunnel that does not run and has not failed. slow: what keeps its start waiting, "" for nothing."""
+    if mode == NONE:
+        return OFF_BY_MODE if hostname else OFF
+    return slow or ("waiting for the front door" if door else "waiting for the model")
 
 
 def shown_phase(phase: Phase, connected: bool) -> Phase:

@@ -7,7 +7,6 @@ with is decided in core/tunnelconfig.py, what its words and its end mean in core
 holder's (workers/service.py).
 """
 
-import os
 import random
 import time
 from collections.abc import Callable
@@ -24,12 +23,11 @@ from llmwd.messages import Done, DoorFact, HolderState, Reply, ResetOrder, Serve
 from llmwd.vocab import Phase, Worker
 from llmwd.workers.base import Boot, Shell, repeat_every_s
 from llmwd.workers.service import Service
-from llmwd.workers.tunnelplan import Plan, made_for, secret_file, stamp_of, survey
+from llmwd.workers.tunnelplan import Plan, made_for, secret_file
+from llmwd.workers.tunnelplanner import Planner
 from llmwd.workers.tunnelwatch import Link, Watch
 
-OFF = "off: TUNNEL_HOSTNAME is not set"
-OFF_BY_MODE = "off: TUNNEL_MODE=none"
-TERM_AGAIN_S = tunnelconfig.GRACE_S + 1.0  # it has not ended by then: name servers that do not answer, a stuck drain
+TERM_AGAIN_S = tunnelconfig.GRACE_S + 3.0  # it has not ended by then: name servers that do not answer, a stuck drain
 RELEASE_GRACE_S = TERM_AGAIN_S + 2.0
 STOP_MARGIN_S = 1.5  # of an ordered stop's time that is kept for SIGKILL and for saying so
 RUNNING = (Phase.starting, Phase.ready)
@@ -47,18 +45,17 @@ class Tunnel:
         self.heard = False  # of whom the tunnel follows, since this incarnation began
         self.stopping = False
         self.made_for: str | None = None  # the settings and the address that the living cloudflared was started for
-        self.stamp = ""  # of the files that a given-up start was made with
         self.given_up = False
         self.note: dict[str, str | int | float | None] = {}  # the last one that its holder keeps for us
         self.detail = ""
         self.log_path = shell.boot.logs / "cloudflared.log"
         self.config_path = shell.boot.runtime / "config-cloudflared.yml"
-        self._planning: object = None
         self._since_at = time.time()
         self._published: TunnelFact | None = None
         self.service = Service(
             shell, "cloudflared", "cloudflared", self._policy(), self.reconcile, self.on_gone, self._retry_after_s
         )
+        self.planner = Planner(shell, self.config_path, self._planned, self.reconcile)
         self.watch = Watch(shell, self.log_path, self._runs, self._on_look, self._on_slow, self.service.fail)
 
     def _policy(self) -> restart.Policy:
@@ -77,8 +74,8 @@ class Tunnel:
         """First thing: the cloudflared that an earlier incarnation may have left."""
         state = self.service.adopt()
         if state is not None and state.releasing is None:
-            self.made_for = state.note.get("made_for")
-            link = Link.of_note(state.note)
+            self.made_for, self.planner.stamp = state.note.get("made_for"), str(state.note.get("stamp") or "")
+            link = Link.of_note(state.note, self.settings.tunnel_protocol)
             self.service.adopted(ready=link.connections > 0)
             self.shell.log.info("cloudflared (pid %s) taken over, %s", state.server_pid, self.service.life.phase)
             self.watch.begin(link, 0.0)
@@ -100,6 +97,7 @@ class Tunnel:
         self.service.policy = self._policy()
         self._forgive()  # whatever was wrong may be mended now, in the files that the settings name as well
         self.reconcile()
+        self.planner.look(self.settings, self._files_changed)
 
     def on_reset(self, order: ResetOrder, reply: Callable[[Reply], None]) -> None:
         self.shell.journal.write("reset", by=order.by)
@@ -115,17 +113,19 @@ class Tunnel:
     def on_beat(self) -> None:
         if self.service.life.phase in RUNNING:
             self.service.renew(time.monotonic() + self.settings.lease_ttl_s)
-        elif self.given_up and self.stamp:
-            settings, stamp = self.settings, self.stamp
-            self.shell.beside(lambda: stamp_of(settings), lambda now: self._stamped(stamp, now))
+        elif self.given_up:
+            self.planner.look(self.settings, self._files_changed)
         self.reconcile(repeat=True)
         self.shell.at("repeat", time.monotonic() + repeat_every_s(self.settings), self.on_beat)
 
-    def _stamped(self, before: str, now: str | None) -> None:
-        if now is not None and now != before == self.stamp and self.given_up:
-            self.shell.log.info("cloudflared or the file with its secret has changed: the tunnel is tried again")
+    def _files_changed(self) -> None:
+        why = "cloudflared or the file with its secret has changed"
+        if self.given_up:
+            self.shell.log.info("%s: the tunnel is tried again", why)
             self._forgive()
             self.reconcile()
+        elif self._runs():
+            self._take_down(why)
 
     def _forgive(self) -> None:
         if self.service.life.phase in (Phase.failed, Phase.backoff):
@@ -141,17 +141,21 @@ class Tunnel:
         if service.alive and service.life.phase in RUNNING:
             why = self._why_end(url)
             if why:
-                self.shell.log.info("taking the tunnel down: %s", why)
-                self._release(RELEASE_GRACE_S, why)
-        elif url is not None and not service.alive and service.life.phase is Phase.stopped and self._planning is None:
-            self._plan(url)
+                self._take_down(why)
+        elif url is not None and not service.alive and service.life.phase is Phase.stopped and not self.planner.busy:
+            self.planner.begin(self.settings, url)
         self._publish(repeat)
         if self.stopping and not service.alive:
             self.shell.finish()
 
+    def _take_down(self, why: str) -> None:
+        self.shell.log.info("taking the tunnel down: %s", why)
+        self._release(RELEASE_GRACE_S, why)
+
     def _release(self, grace_s: float, why: str) -> None:
+        first = not self.service.releasing  # a second release moves nothing to later
         self.service.release(grace_s, why)
-        if grace_s > TERM_AGAIN_S:
+        if first and grace_s > TERM_AGAIN_S:
             self.shell.at("term", time.monotonic() + TERM_AGAIN_S, self.service.terminate_again)
 
     def _origin(self) -> str | None:
@@ -173,22 +177,13 @@ class Tunnel:
             return "" if waiting else "the front door is gone" if self.settings.door else "the model is not served any more"
         return "" if self.made_for == made_for(self.settings, url) else "its settings have changed"
 
-    def _plan(self, url: str) -> None:
-        self._planning = token = object()
-        settings, path, environ = self.settings, self.config_path, dict(os.environ)
-        self.shell.beside(lambda: survey(settings, url, path, environ), lambda plan: self._planned(token, url, plan))
-
-    def _planned(self, token: object, url: str, plan: Plan | None) -> None:
-        if token is not self._planning:
-            return
-        self._planning = None
+    def _planned(self, plan: Plan) -> None:
         if self.service.alive or self.service.life.phase is not Phase.stopped:
             return
-        now_url = self._origin()
-        if now_url != url or plan is None:  # another one is wanted by now, or none
+        url = self._origin()
+        if url is None or plan.made_for != made_for(self.settings, url):  # another one is wanted by now, or none
             self.reconcile()
             return
-        self.stamp = plan.stamp
         if plan.problems:
             self._give_up(plan.why)
         elif plan.recipe is None:
@@ -199,8 +194,8 @@ class Tunnel:
 
     def _start(self, url: str, plan: Plan) -> None:
         now_s = time.monotonic()
-        self.made_for, self.given_up, self.detail = made_for(self.settings, url), False, "connecting to Cloudflare"
-        self.watch.begin(Link(self.watch.size(), self.watch.link.faults))
+        self.made_for, self.given_up, self.detail = plan.made_for, False, "connecting to Cloudflare"
+        self.watch.begin(Link(self.watch.size(), self.settings.tunnel_protocol, self.watch.link.faults))
         self.note = self._note()
         self.shell.log.info(
             "starting the tunnel (%s, cloudflared %s) from %s to %s", self.settings.tunnel_mode, plan.version,
@@ -229,9 +224,9 @@ class Tunnel:
     def _judged(self, state: HolderState | None) -> tunnelfaults.Death:
         if self.service.failed_why:  # we killed it, or its holder did: then its exit status tells nothing
             return tunnelfaults.Death(Kind.network if self.watch.link.stuck else Kind.own, self.service.failed_why)
-        return tunnelfaults.death(
-            state.status if state else None, state.error if state else "", self.watch.last_words()
-        )
+        words = self.watch.last_words()
+        listened = self.watch.link.address is not None or tunnelfaults.metrics_address(words) is not None
+        return tunnelfaults.death(state.status if state else None, state.error if state else "", words, listened)
 
     def _retry_after_s(self, state: HolderState | None) -> float | None:
         if self._judged(state).kind is not Kind.network:
@@ -263,10 +258,11 @@ class Tunnel:
     def _on_look(self, before: int, error: str) -> None:
         link = self.watch.link
         if link.connections:
-            self.detail = tunnelconfig.NO_STREAMS if self.settings.tunnel_mode == QUICK else ""
+            self.detail = tunnelconfig.SLOW if link.silent else tunnelconfig.NO_STREAMS if self.settings.tunnel_mode == QUICK else ""
             if not before:
                 hostname = self._hostname()
-                self.shell.log.info("https://%s is connected (%s)", hostname, ", ".join(link.locations) or "somewhere")
+                what = f"https://{hostname}" if hostname else "the tunnel"  # the token's routes are the dashboard's
+                self.shell.log.info("%s is connected (%s)", what, ", ".join(link.locations) or "somewhere")
                 self.shell.journal.write("tunnel_up", hostname=hostname or "")
         elif before:
             self.detail = f"the connection to Cloudflare is lost: {error}" if error else "the connection to Cloudflare is lost"
@@ -288,7 +284,7 @@ class Tunnel:
 
     def _note(self) -> dict[str, str | int | float | None]:
         """What our next incarnation needs; without `offset`, which every look changes."""
-        note = {"made_for": self.made_for, **self.watch.link.as_note()}
+        note = {"made_for": self.made_for, "stamp": self.planner.stamp, **self.watch.link.as_note()}
         del note["offset"]
         return note
 
@@ -302,7 +298,7 @@ class Tunnel:
         phase = tunnelconfig.shown_phase(self.service.life.phase, link.connections > 0)
         detail = self.detail
         if phase is Phase.stopped:
-            detail = self._why_stopped()
+            detail = tunnelconfig.why_stopped(s.tunnel_mode, s.tunnel_hostname, s.door, self.planner.slow)
         state = self.service.state if self.service.alive else None
         before, now_s = self._published, time.monotonic()
         if before is None or before.phase is not phase:
@@ -314,11 +310,6 @@ class Tunnel:
         self._published = fact
         if repeat or before is None or msgspec.structs.replace(before, at_s=now_s) != fact:
             self.shell.publish(fact)
-
-    def _why_stopped(self) -> str:
-        if self.settings.tunnel_mode == NONE:
-            return OFF_BY_MODE if self.settings.tunnel_hostname else OFF
-        return "waiting for the front door" if self.settings.door else "waiting for the model"
 
 
 def main(shell: Shell) -> None:

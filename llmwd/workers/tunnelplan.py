@@ -11,8 +11,8 @@ from pathlib import Path
 import msgspec
 
 from llmwd import redact
-from llmwd.adapters import cloudflared
-from llmwd.adapters.rundir import write_atomic
+from llmwd.adapters import cloudflared, secretfile
+from llmwd.adapters.rundir import DirError, write_atomic
 from llmwd.config import Settings
 from llmwd.core import tunnelconfig
 from llmwd.core.tunnelconfig import NAMED, NONE, QUICK, TOKEN, Credentials, Recipe
@@ -22,13 +22,15 @@ NO_BINARY = "is not there or cannot be run: install cloudflared, or set CLOUDFLA
 
 class Plan(msgspec.Struct, frozen=True):
     """recipe: None with problems, ((setting, sentence), ...), all there are. stamp: changes with the files looked at.
-    passing: a problem that is none of its configuration's, and may be over on the next try; "" for none."""
+    made_for: the settings and the address that it is for. passing: a problem that is none of its configuration's, and may
+    be over on the next try; "" for none."""
 
     recipe: Recipe | None = None
     problems: tuple[tuple[str, str], ...] = ()
     version: str = ""
     stamp: str = ""
     passing: str = ""
+    made_for: str = ""
 
     @property
     def why(self) -> str:
@@ -37,11 +39,15 @@ class Plan(msgspec.Struct, frozen=True):
 
 def survey(settings: Settings, url: str, config_path: Path, environ: Mapping[str, str]) -> Plan:
     """How to run the tunnel to `url` with the configuration in config_path, which is written here, 0600."""
-    mode = settings.tunnel_mode
-    if mode == NONE:
+    if settings.tunnel_mode == NONE:
         return Plan()
-    problems: list[tuple[str, str]] = []
-    stamp = stamp_of(settings)
+    stamp = stamp_of(settings)  # before the look: what changes during it is seen
+    plan = _survey(settings, url, config_path, environ)
+    return msgspec.structs.replace(plan, stamp=stamp, made_for=made_for(settings, url))
+
+
+def _survey(settings: Settings, url: str, config_path: Path, environ: Mapping[str, str]) -> Plan:
+    mode, problems = settings.tunnel_mode, []
     if mode == NAMED and not settings.tunnel_hostname:
         problems.append(("TUNNEL_HOSTNAME", "TUNNEL_HOSTNAME is not set, and TUNNEL_MODE=named needs it"))
     name, path, found = _secret(settings)
@@ -50,23 +56,26 @@ def survey(settings: Settings, url: str, config_path: Path, environ: Mapping[str
     program = shutil.which(settings.cloudflared_bin)
     if program is None:
         problems.append(("CLOUDFLARED_BIN", f"{settings.cloudflared_bin} {NO_BINARY}"))
-        return Plan(problems=tuple(problems), stamp=stamp)
+        return Plan(problems=tuple(problems))
     recipe = tunnelconfig.recipe(
         os.path.abspath(program), str(config_path), mode, settings.tunnel_protocol, settings.tunnel_hostname,
         found.tunnel_id, path, url, environ,
     )  # fmt: skip
-    version, why = cloudflared.version(program, recipe.env)
-    if why:
-        problems.append(("CLOUDFLARED_BIN", f"{program} {NO_BINARY} ({why})"))
-        return Plan(problems=tuple(problems), stamp=stamp)
+    version = ""
     try:
+        version, why = cloudflared.version(program, recipe.env)
+        if why:
+            problems.append(("CLOUDFLARED_BIN", f"{program} {NO_BINARY} ({why})"))
+            return Plan(problems=tuple(problems))
         write_atomic(config_path, recipe.config.encode())
+        refused = cloudflared.validate(program, str(config_path), recipe.env)
+    except TimeoutError as error:  # of a program on a network file system, for one
+        return Plan(None, tuple(problems), version, passing=f"{program}: {error}")
     except OSError as error:
-        return Plan(None, tuple(problems), version, stamp, passing=f"{config_path} cannot be written: {error.strerror}")
-    refused = cloudflared.validate(program, str(config_path), recipe.env)
+        return Plan(None, tuple(problems), version, passing=f"{config_path} cannot be written: {error.strerror}")
     if refused:
         problems.append(("TUNNEL_HOSTNAME", f"cloudflared {version} refuses its configuration {config_path}: {refused}"))
-    return Plan(None if problems else recipe, tuple(problems), version, stamp)
+    return Plan(None if problems else recipe, tuple(problems), version)
 
 
 def stamp_of(settings: Settings) -> str:
@@ -108,10 +117,11 @@ def _secret(settings: Settings) -> tuple[str, str, Credentials]:
     if not path:
         return "TUNNEL_ID", path, Credentials(problems=("TUNNEL_ID is not set (`cloudflared tunnel list` shows it)",))
     try:
-        text, mode = Path(path).read_bytes(), os.stat(path).st_mode
-    except OSError as error:
-        kind = "token" if settings.tunnel_mode == TOKEN else "credentials"
-        return name, path, Credentials(problems=(f"the {kind} file {path} cannot be read ({error.strerror}): set {name}",))
+        text, known = secretfile.content(name, path)
+    except DirError as error:
+        return name, path, Credentials(problems=(str(error),))
     if settings.tunnel_mode == TOKEN:
-        return name, path, tunnelconfig.check_token(path, text, mode)
-    return name, path, tunnelconfig.check_credentials(path, text, mode, settings.tunnel_id)
+        found = tunnelconfig.check_token(path, text)
+    else:
+        found = tunnelconfig.check_credentials(path, text, settings.tunnel_id)
+    return name, path, msgspec.structs.replace(found, problems=(*known, *found.problems))

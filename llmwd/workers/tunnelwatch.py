@@ -17,14 +17,16 @@ LOOK_SOON_EVERY_S = 1.0  # after a loss, and while connections are still being a
 
 
 class Link:
-    """What is known of one cloudflared. faults: network faults in a row before it."""
+    """What is known of one cloudflared. protocol: TUNNEL_PROTOCOL. faults: network faults in a row before it.
+    connections: at its last answer."""
 
-    def __init__(self, offset: int = 0, faults: int = 0):
+    def __init__(self, offset: int = 0, protocol: str = "", faults: int = 0):
         self.offset = self.offset_at_start = offset
-        self.faults = faults
-        self.down_since_s = time.monotonic()
+        self.protocol, self.faults = protocol, faults
+        self.down_since_s = self.answered_s = time.monotonic()
         self.address: str | None = None
         self.connections = 0
+        self.silent = False  # at the last look
         self.locations: tuple[str, ...] = ()
         self.hostname = ""  # a quick tunnel's
         self.edges: tuple[str, ...] = ()
@@ -35,27 +37,35 @@ class Link:
         self.stuck = False  # killed, because it did not come back by itself
 
     @classmethod
-    def of_note(cls, note: dict[str, str | int | float | None]) -> "Link":
+    def of_note(cls, note: dict[str, str | int | float | None], protocol: str) -> "Link":
         """From what its holder keeps for us."""
-        link = cls(int(note.get("offset") or 0))
+        link = cls(int(note.get("offset") or 0), protocol, int(note.get("faults") or 0))
         link.address = note.get("address")
         link.connections = int(note.get("connected") or 0)
-        link.was_connected = link.connections > 0
+        link.was_connected = bool(note.get("was_connected"))
         link.hostname = str(note.get("hostname") or "")
+        link.edges = tuple(str(note.get("edges") or "").split())
         return link
 
     def as_note(self) -> dict[str, str | int | float | None]:
-        return {"address": self.address, "offset": self.offset, "connected": self.connections, "hostname": self.hostname}
+        return {
+            "address": self.address, "offset": self.offset, "connected": self.connections, "hostname": self.hostname,
+            "was_connected": int(self.was_connected), "edges": " ".join(self.edges), "faults": self.faults,
+        }  # fmt: skip
 
     def take(self, look: Look) -> None:
         was = self.connections
         self.offset, self.address = look.offset, look.address
-        self.edges = tunnelfaults.edges(look.log, self.edges)
+        self.edges = tunnelfaults.edges(look.log, self.edges, self.protocol)
+        self.refusals += tunnelfaults.refusals(look.log)
+        self.silent = look.connections is None and look.address is not None
+        if self.silent:
+            return  # a slow answer is no lost connection
+        self.answered_s = time.monotonic()
         self.connections = look.connections or 0
         self.settled = was == self.connections
         self.locations = tunnelfaults.locations(look.metrics) if self.connections else ()
         self.hostname = look.hostname or self.hostname
-        self.refusals += tunnelfaults.refusals(look.log)
         if self.connections:
             self.was_connected, self.faults, self.refusals, self.told_slow = True, 0, 0, False
         elif was:
@@ -97,12 +107,13 @@ class Watch:
         if not self._running():
             return
         self._token = token = object()
-        path, offset, address, edges = self._log_path, self.link.offset, self.link.address, self.link.edges
+        path, offset, address = self._log_path, self.link.offset, self.link.address
+        edges, protocol = self.link.edges, self.link.protocol
 
         def work() -> Look:
             return cloudflared.look(
-                path, offset, address, tunnelfaults.metrics_address, lambda log: tunnelfaults.edges(log, edges),
-                tunnelfaults.EDGE_PORT,
+                path, offset, address, tunnelfaults.metrics_address,
+                lambda log: tunnelfaults.edges(log, edges, protocol), tunnelfaults.EDGE_PORT,
             )  # fmt: skip
 
         self._shell.beside(work, lambda look: self._looked(token, look))
@@ -117,14 +128,15 @@ class Watch:
             self._on_look(before, tunnelfaults.last_error(look.log))
         if not self._running():
             return
-        if link.connections:
-            self._arrange(LOOK_CONNECTED_EVERY_S if link.settled else LOOK_SOON_EVERY_S)
-            return
-        down_s, answers = time.monotonic() - link.down_since_s, look is not None and look.edge_answers
-        why = tunnelfaults.stuck(link.address is not None, link.was_connected, down_s, answers, link.faults)
+        now_s, answers = time.monotonic(), look is not None and look.edge_answers
+        down_s, silent_s = 0.0 if link.connections else now_s - link.down_since_s, now_s - link.answered_s
+        why = tunnelfaults.stuck(link.address is not None, link.was_connected, down_s, silent_s, answers, link.faults)
         if why:
             link.stuck = True
             self._on_stuck(why)
+            return
+        if link.connections:
+            self._arrange(LOOK_CONNECTED_EVERY_S if link.settled else LOOK_SOON_EVERY_S)
             return
         slow = down_s > LOOK_SLOWLY_AFTER_S
         if slow and not link.told_slow:

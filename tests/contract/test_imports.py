@@ -34,7 +34,7 @@ ALLOWED = {
 # Of the workers' folder, what is no worker but a shell that workers share, or a part of one worker's shell.
 SHARED_SHELLS = {
     "base", "service", "slurmdesk", "drivers", "readiness", "neighbour", "shortage", "standing", "prologs",
-    "proving", "load", "usage", "ahead", "loadtimes", "tunnelplan", "tunnelwatch",
+    "proving", "load", "usage", "ahead", "loadtimes", "tunnelplan", "tunnelplanner", "tunnelwatch",
     "doorkeyring", "doorsaid", "keeping", "sending", "deadman", "noticeplan",
 }  # fmt: skip
 # A worker's look at files and programs before a start that a command takes as well: no loop, no bus, no state.

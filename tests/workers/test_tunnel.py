@@ -13,7 +13,9 @@ from pathlib import Path
 import pytest
 
 from llmwd.adapters import procs
+from llmwd.adapters.cloudflared import LOOK_BYTES
 from llmwd.core import tunnelfaults
+from llmwd.core.tunnelconfig import GRACE_S
 from llmwd.messages import Done, DoorFact, ResetOrder
 from llmwd.vocab import NodePhase, Phase
 from tests.fakes import cloudflared
@@ -96,15 +98,15 @@ def test_a_tunnel_that_is_not_configured_is_off_and_answers_the_line(tunnel):
 
 
 def test_it_waits_for_the_model_and_is_ready_only_once_cloudflared_is_connected(tunnel, tmp_path):
-    edge = tmp_path / "edge"
-    stage = tunnel("--ready-file", str(edge))
+    edge, asked = tmp_path / "edge", tmp_path / "asked"
+    stage = tunnel("--ready-file", str(edge), "--asked", str(asked))
     stage.start()
     stage.until_fact(phase=Phase.stopped, detail="waiting for the model", hostname="llm.example.org")
     stage.publish("vllm", server_fact(NodePhase.loading, url="http://127.0.0.1:8123"))
     stage.serve()
     stage.until_fact(phase=Phase.starting, detail="connecting to Cloudflare")
-    stage.until(lambda: "Starting metrics server" in stage.cloudflared_log())
-    assert stage.fact.phase is Phase.starting
+    stage.until(lambda: asked.exists() and asked.stat().st_size >= 3, what="its third look at cloudflared")
+    assert stage.fact.phase is Phase.starting and stage.fact.connections == 0
     edge.touch()
     fact = stage.until_fact(phase=Phase.ready)
     assert fact.pid == stage.report()["pid"]
@@ -132,6 +134,8 @@ def test_with_a_front_door_the_tunnel_leads_to_it_and_stays_while_the_model_goes
 def test_cloudflared_gets_a_private_configuration_and_a_clean_environment(tunnel, monkeypatch):
     monkeypatch.setenv("TUNNEL_TOKEN", "stray")
     monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:9")
+    monkeypatch.setenv("SSL_CERT_FILE", "/site.pem")
+    monkeypatch.delenv("SSL_CERT_DIR", raising=False)
     stage = tunnel()
     stage.start()
     stage.serve()
@@ -144,7 +148,8 @@ def test_cloudflared_gets_a_private_configuration_and_a_clean_environment(tunnel
         "--grace-period", "5s", "--protocol", "http2", "run",
     ]  # fmt: skip
     assert {name for name in report["env"] if "TUNNEL" in name or "PROXY" in name} == set()
-    assert set(report["env"]) <= {"PATH", "HOME", "LLMWD_TREE", "SPT_NOENV", "PWD", "SHLVL", "_", "OLDPWD", "LC_CTYPE"}
+    assert report["env"]["SSL_CERT_FILE"] == "/site.pem"
+    assert set(report["env"]) <= {"PATH", "HOME", "SSL_CERT_FILE", "LLMWD_TREE", "SPT_NOENV", "PWD", "SHLVL", "_", "OLDPWD", "LC_CTYPE"}
     assert f'tunnel: "{TUNNEL}"' in report["config"] and 'service: "http://127.0.0.1:8123"' in report["config"]
 
 
@@ -194,6 +199,17 @@ def test_cloudflared_that_dies_is_started_again_after_a_backoff(tunnel):
     stage.until_fact(phase=Phase.ready, pid=lambda now: now not in (None, pid))
 
 
+def test_cloudflared_that_somebody_else_ends_in_order_is_started_again(tunnel):
+    stage = tunnel(BACKOFF_MIN=1)
+    stage.start()
+    stage.serve()
+    pid = stage.until_fact(phase=Phase.ready).pid
+    os.kill(pid, signal.SIGTERM)
+    assert "as if somebody had asked it to" in stage.until_fact(phase=Phase.backoff).detail
+    stage.serve()
+    stage.until_fact(phase=Phase.ready, pid=lambda now: now not in (None, pid))
+
+
 def test_cloudflared_that_dies_too_often_is_left_alone_until_the_operator_resets_it(tunnel):
     stage = tunnel("--exit-after", "0.1", "--exit-code=-15", RESTART_INTENSITY=1)
     stage.start()
@@ -224,7 +240,7 @@ def edge():
     with socket.socket() as listener:
         found = f"127.{random.randint(1, 254)}.{random.randint(0, 255)}.{random.randint(1, 254)}"
         listener.bind((found, tunnelfaults.EDGE_PORT))
-        listener.listen(16)
+        listener.listen(1024)  # nobody takes them: one for each look
         yield found
 
 
@@ -242,12 +258,45 @@ def test_a_lost_connection_is_made_anew_by_a_restart_once_the_edge_answers_again
     assert "while Cloudflare answers" in stage.log()
 
 
+def test_a_metrics_server_that_is_slow_to_answer_costs_no_tunnel(tunnel, edge, tmp_path):
+    slow = tmp_path / "slow"
+    stage = tunnel("--slow-file", str(slow), "--edge-ip", edge, LEASE_TTL=60)
+    stage.start()
+    stage.serve()
+    pid = stage.until_fact(phase=Phase.ready, connections=4).pid
+    slow.touch()
+    stage.until_fact(phase=Phase.ready, pid=pid, connections=4, detail=lambda told: "slow to answer" in told)
+    slow.unlink()
+    stage.until_fact(phase=Phase.ready, pid=pid, connections=4, detail="")
+    assert stage.journaled("tunnel_down") == 0
+
+
+def test_a_protocol_that_falls_back_late_is_left_alone_although_the_edge_answers_by_tcp(tunnel, edge):
+    late_s = tunnelfaults.STARTED_PATIENCE_S + 2.0
+    stage = tunnel("--udp-blocked", str(late_s), "--edge-ip", edge, TUNNEL_PROTOCOL="auto", LEASE_TTL=60)
+    stage.start()
+    stage.serve()
+    pid = stage.until_fact(phase=Phase.starting, pid=lambda pid: pid, detail=lambda told: "with quic" in told).pid
+    stage.until_fact(phase=Phase.ready, pid=pid)
+    assert stage.journaled("tunnel_started") == 1
+
+
+def test_name_servers_that_do_not_answer_keep_it_starting_until_they_do(tunnel):
+    stage = tunnel("--metrics-after", "2", "--exit-after", "3", "--ready-after", "60", BACKOFF_MIN=1)
+    stage.start()
+    stage.serve()
+    stage.until_fact(phase=Phase.starting, pid=lambda pid: pid, detail="connecting to Cloudflare")
+    stage.until(lambda: "Starting metrics server" in stage.cloudflared_log())
+    assert stage.fact.phase is Phase.starting and stage.journaled("tunnel_died") == 0
+    assert "Could not lookup srv records" in stage.until_fact(phase=Phase.backoff).detail
+
+
 def test_status_is_told_the_connections_their_places_and_the_mode(tunnel):
     stage = tunnel()
     stage.start()
     stage.serve()
-    fact = stage.until_fact(phase=Phase.ready)
-    assert (fact.mode, fact.connections, fact.locations) == ("named", 4, ("ams01", "fra03"))
+    fact = stage.until_fact(phase=Phase.ready, connections=4)
+    assert (fact.mode, fact.locations) == ("named", ("ams01", "fra03"))
 
 
 def test_a_token_reaches_cloudflared_by_its_file_and_never_on_its_command_line(tunnel, tmp_path):
@@ -262,6 +311,18 @@ def test_a_token_reaches_cloudflared_by_its_file_and_never_on_its_command_line(t
     argv = stage.report()["argv"]
     assert argv[-3:] == ["run", "--token-file", str(path)] and argv[argv.index("--protocol") + 1] == "quic"
     assert path.read_text().strip() not in " ".join(argv) + str(stage.report()["config"])
+
+
+def test_a_token_without_a_hostname_is_connected_to_what_the_dashboard_says(tunnel, tmp_path):
+    text = json.dumps({"a": "a" * 32, "s": base64.b64encode(b"s" * 32).decode(), "t": TUNNEL})
+    path = tmp_path / "token"
+    path.write_text(base64.b64encode(text.encode()).decode())
+    path.chmod(0o600)
+    stage = tunnel(TUNNEL_MODE="token", TUNNEL_TOKEN_FILE=path, TUNNEL_HOSTNAME="", TUNNEL_ID="", CLOUDFLARED_CREDS="")
+    stage.start()
+    stage.serve()
+    stage.until_fact(phase=Phase.ready, hostname=None)
+    assert "the tunnel is connected (ams01" in stage.log() and "None" not in stage.log()
 
 
 def test_a_quick_tunnel_shows_the_name_that_it_was_given_and_says_what_it_cannot_do(tunnel):
@@ -283,6 +344,59 @@ def test_what_was_wrong_is_tried_again_when_its_file_changes(tunnel):
     assert not stage.journaled("reset")
 
 
+def test_a_reload_starts_it_anew_once_the_file_with_its_secret_is_another_one(tunnel):
+    stage = tunnel()
+    stage.start()
+    stage.serve()
+    pid = stage.until_fact(phase=Phase.ready).pid
+    stage.reload(**stage.base | {"LOG_LEVEL": "debug"})
+    credentials(stage.folder, TunnelSecret=base64.b64encode(b"t" * 32).decode())
+    stage.reload(**stage.base)
+    stage.until(lambda: stage.serve() or stage.fact.phase is Phase.ready and stage.fact.pid not in (None, pid))
+    assert stage.log().count("has changed") == 1 and stage.journaled("tunnel_started") == 2
+
+
+def slow_to_tell_its_version(stage: Tunnel, seconds: float) -> None:
+    """`asked` in the stage's folder: it has been asked for it."""
+    path = stage.folder / "cloudflared"
+    slow = f'case "$*" in *version*) : >"{stage.folder}/asked"; sleep {seconds};; esac\nexec'
+    path.write_text(path.read_text().replace("exec", slow, 1))
+
+
+def test_settings_that_change_while_a_start_is_prepared_are_those_that_it_is_started_with(tunnel):
+    stage = tunnel()
+    slow_to_tell_its_version(stage, 2)
+    stage.start()
+    stage.serve()
+    stage.until((stage.folder / "asked").exists)
+    stage.reload(**stage.base | {"TUNNEL_HOSTNAME": "new.example.org", "TUNNEL_PROTOCOL": "quic"})
+    stage.until(lambda: stage.serve() or stage.fact.phase is Phase.ready)
+    report = stage.report()
+    assert '"new.example.org"' in report["config"] and "quic" in report["argv"] and stage.fact.hostname == "new.example.org"
+    assert stage.journaled("tunnel_started") == 1
+
+
+def test_a_mistake_that_is_mended_while_a_start_is_prepared_is_no_fault(tunnel):
+    stage = tunnel(CLOUDFLARED_CREDS="/nowhere")
+    slow_to_tell_its_version(stage, 2)
+    stage.start()
+    stage.serve()
+    stage.until((stage.folder / "asked").exists)
+    stage.reload(**stage.base | {"CLOUDFLARED_CREDS": credentials(stage.folder)})
+    stage.until(lambda: stage.serve() or stage.fact.phase is Phase.ready)
+    assert stage.journaled("tunnel_failed") == 0
+
+
+def test_a_look_at_its_files_that_takes_long_is_told(tunnel):
+    stage = tunnel(LEASE_TTL=60)
+    slow_to_tell_its_version(stage, 8)
+    stage.start()
+    stage.serve()
+    told = stage.until_fact(phase=Phase.stopped, detail=lambda told: "takes long" in told).detail
+    assert str(stage.folder / "cloudflared") in told and "credentials.json" in told
+    stage.until_fact(phase=Phase.ready, detail="")
+
+
 def test_a_configuration_that_cloudflared_refuses_is_told_before_a_start(tunnel):
     stage = tunnel("--refuses-config", "'port in hostname'")
     stage.start()
@@ -297,16 +411,25 @@ def test_a_cloudflared_that_is_deaf_to_its_first_term_gets_a_second_one(tunnel):
     stage.serve()
     stage.until_fact(phase=Phase.ready)
     stage.publish("vllm", server_fact(NodePhase.waiting))
-    stage.until_fact(phase=Phase.stopped)
+    stage.until(lambda: "taking the tunnel down" in stage.log())
+    first_s = time.monotonic()
+    stage.until(lambda: time.monotonic() > first_s + 4.0, what="a stop in the middle of the release")
+    assert stage.stop(within_s=30.0) == 0
+    assert GRACE_S + 2.5 < time.monotonic() - first_s < GRACE_S + 4.9  # not before a request in flight may have ended
     assert "SIGKILL" not in stage.cloudflared_log()
 
 
 @pytest.mark.parametrize(
-    ("code", "told"), [(255, "exit code 255): bad token"), (0, "does not know our arguments"), (1, "token is not valid")],
-    ids=["255", "0 unasked", "1 about its configuration"],
+    ("flags", "told"),
+    [
+        (("--exit-after", "0.1", "--exit-plain", "--exit-code", "255"), "exit code 255): bad token"),
+        (("--exit-after", "0.1", "--exit-plain", "--exit-code", "1"), "exit code 1): bad token: token is not valid"),
+        (("--lacks=--protocol",), "does not know our arguments: Incorrect Usage"),
+    ],
+    ids=["255", "1 about its configuration", "0 at a flag that it does not know"],
 )
-def test_a_fault_that_no_restart_mends_is_told_once_and_not_tried_again(tunnel, code, told):
-    stage = tunnel("--exit-after", "0.1", "--exit-code", str(code), "--exit-text", "'bad token: token is not valid'")
+def test_a_fault_that_no_restart_mends_is_told_once_and_not_tried_again(tunnel, flags, told):
+    stage = tunnel(*flags, "--exit-text", "'bad token: token is not valid'")
     stage.start()
     stage.serve()
     assert told in stage.until_fact(phase=Phase.failed).detail
@@ -332,9 +455,10 @@ def test_credentials_that_cloudflare_refuses_are_a_fault_that_no_restart_mends(t
     [
         ({"CLOUDFLARED_BIN": "/nowhere/cloudflared"}, "/nowhere/cloudflared is not there or cannot be run"),
         ({"CLOUDFLARED_CREDS": "/nowhere/creds.json"}, "/nowhere/creds.json cannot be read (No such file or directory)"),
+        ({"CLOUDFLARED_CREDS": "/dev/null"}, "/dev/null is not a regular file"),
         ({"TUNNEL_ID": TUNNEL.replace("6", "7")}, "correct one of them"),
     ],
-    ids=["binary", "credentials", "another tunnel's credentials"],
+    ids=["binary", "credentials", "no regular file", "another tunnel's credentials"],
 )
 def test_what_is_missing_is_told_in_one_sentence_and_can_be_mended_by_a_reload(tunnel, settings, told):
     stage = tunnel(**settings)
@@ -356,7 +480,16 @@ def test_credentials_that_others_can_read_are_refused(tunnel):
     stage.start()
     stage.serve()
     fact = stage.until_fact(phase=Phase.failed)
-    assert "can be read by other users" in fact.detail and "chmod 600" in fact.detail
+    assert "can be read or written by others" in fact.detail and "chmod 600" in fact.detail
+
+
+def test_a_pipe_in_the_place_of_the_credentials_holds_nothing_up(tunnel):
+    stage = tunnel()
+    (stage.folder / "credentials.json").unlink()
+    os.mkfifo(stage.folder / "credentials.json", 0o600)
+    stage.start()
+    stage.serve()
+    assert "is not a regular file" in stage.until_fact(phase=Phase.failed, within_s=4.0).detail
 
 
 def test_a_lost_connection_is_told_and_so_is_its_return(tunnel, tmp_path):
@@ -368,9 +501,26 @@ def test_a_lost_connection_is_told_and_so_is_its_return(tunnel, tmp_path):
     pid = stage.until_fact(phase=Phase.ready).pid
     edge.unlink()
     fact = stage.until_fact(phase=Phase.starting, pid=pid)
-    assert "Lost connection with the edge" in fact.detail
+    assert "the connection to Cloudflare is lost" in fact.detail
     edge.touch()
     stage.until_fact(phase=Phase.ready, pid=pid)
+
+
+def test_a_restarted_manager_still_knows_which_edge_to_ask(tunnel, edge, tmp_path):
+    here = tmp_path / "edge"
+    here.touch()
+    stage = tunnel("--ready-file", str(here), "--stays-lost", "--edge-ip", edge, LEASE_TTL=60)
+    stage.start()
+    stage.serve()
+    pid = stage.until_fact(phase=Phase.ready, connections=4).pid
+    stage.worker.kill()
+    stage.start()
+    stage.serve()
+    stage.until_fact(phase=Phase.ready, pid=pid)
+    here.unlink()
+    stage.until(lambda: "is lost" in stage.log())
+    here.touch()
+    stage.until_fact(phase=Phase.ready, pid=lambda now: now not in (None, pid))
 
 
 def test_a_restarted_manager_takes_the_running_cloudflared_over(tunnel):
@@ -416,7 +566,7 @@ def test_cloudflared_ends_with_the_root(tunnel):
     pid = stage.until_fact(phase=Phase.ready).pid
     stage.worker.kill()
     stage.end_root()
-    one_gone(pid)
+    one_gone(pid, within_s=4 + 1.0)
 
 
 @pytest.mark.parametrize("flags", [(), ("--ignore-term",), ("--drain", "60")], ids=["idle", "deaf", "request in flight"])
@@ -432,10 +582,11 @@ def test_an_ordered_stop_ends_cloudflared_within_its_time(tunnel, flags):
 
 
 def test_a_flood_in_the_log_hides_nothing(tunnel):
-    stage = tunnel("--flood", "5000")
+    stage = tunnel("--flood", str(2 * LOOK_BYTES // 80), LEASE_TTL=60)
     stage.start()
     stage.serve()
     stage.until_fact(phase=Phase.ready)
+    assert len(stage.cloudflared_log()) > 2 * LOOK_BYTES
 
 
 def test_switching_the_tunnel_off_by_a_reload_takes_it_down(tunnel):
