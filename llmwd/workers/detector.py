@@ -1,4 +1,4 @@
-"""The detector: which Slurm jobs are on this node.
+"""The detector: which Slurm jobs are on this node; long because each of its sources wakes us in its own way.
 
 Each source of detection has an inotify descriptor (or is polled); what it tells goes into the pure picture of
 core/presence, and every change is published at once. A new name is taken right out of the inotify event, before any
