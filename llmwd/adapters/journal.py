@@ -15,6 +15,7 @@ from llmwd import redact
 
 JOURNAL_MAX_BYTES = 10 << 20
 JOURNAL_KEEP = 5
+BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
 class Journal:
@@ -24,16 +25,24 @@ class Journal:
         self._path = state / "journal.jsonl"
         self._worker = worker
         self._log = log
+        self._named = False  # whether a line of ours has told the boot that mono_s is of
 
     def write(self, event: str, **details: object) -> None:
-        """One event with its details. A full disk costs the line, never the caller."""
+        """One event with its details. A full disk costs the line, never the caller, nor the line after it."""
         line = {"at": time.time(), "mono_s": time.monotonic(), "worker": self._worker, "event": event}
         line |= {name: redact.mask(value) if isinstance(value, str) else value for name, value in details.items()}
-        data = msgspec.json.encode(line) + b"\n"
         try:
-            fd = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+            if not self._named:
+                line["boot_id"] = BOOT_ID.read_text().strip()
+            data = msgspec.json.encode(line) + b"\n"
+            fd = os.open(self._path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
             try:
-                os.write(fd, data)
+                if _torn(fd):
+                    data = b"\n" + data
+                if os.write(fd, data) < len(data):
+                    self._log.error("journal: %s could be written in part only", event)
+                else:
+                    self._named = True
                 if os.fstat(fd).st_size > JOURNAL_MAX_BYTES:
                     self._rotate(fd)
             finally:
@@ -51,6 +60,12 @@ class Journal:
             if older.exists():
                 os.replace(older, self._path.with_suffix(f".jsonl.{number + 1}"))
         os.replace(self._path, self._path.with_suffix(".jsonl.1"))
+
+
+def _torn(fd: int) -> bool:
+    """Whether the last line has no end, because the disk was full: nobody's next line may be lost with it."""
+    size = os.fstat(fd).st_size
+    return size > 0 and os.pread(fd, 1, size - 1) != b"\n"
 
 
 def read_journal(state: Path) -> list[bytes]:
