@@ -135,6 +135,17 @@ def broken(proof: ReleaseProof, leftovers: bool, budget_s: float, now_s: float) 
     return ""
 
 
+def within_budget(proof: ReleaseProof, budget_s: float) -> bool:
+    """The verdict on a release that is proved. It is the one that `broken` acts on: a proof that came late only because
+    the driver was slow to answer breaks nothing."""
+    return not proof.judged and not broken(proof, False, budget_s, proof.begun_s)
+
+
+def proved_by(shown: Mapping[str, OnGpu] | None) -> str:
+    """Whose word a proof is: the driver's, or, where there is none to ask, the end of the process tree."""
+    return "tree" if shown is None else "driver"
+
+
 def unproved(
     uuids: frozenset[str], lease: Lease | None, proof: ReleaseProof | None, server: ServerFact | None, holding: frozenset[str]
 ) -> str:
@@ -161,6 +172,9 @@ def judge_at_s(proof: ReleaseProof, budget_s: float) -> float | None:
 
 # Where slurmctld's reading came first it names no job: the one that appears within this time is it.
 SAME_JOB_WITHIN_S = 30.0
+# The slow sources look once in RECONCILE; so long may the look itself take.
+LAST_LOOK_S = 5.0
+LOOK_EVERY_S = (0.05, 1.0)
 
 
 def witnesses(
@@ -173,18 +187,43 @@ def witnesses(
     if revocation.job is not None:
         found = [job for job in jobs if job.id == revocation.job]
     else:
-        found = [job for job in jobs if 0 <= job.seen_s - revocation.revoked_s < SAME_JOB_WITHIN_S]
+        appeared = [job for job in jobs if 0 <= job.seen_s - revocation.revoked_s < SAME_JOB_WITHIN_S]
+        found = appeared if revocation.reason is Reason.yielded_to_job else []
     if len(found) != 1:
         return None
     job = found[0]
     at_s = {source: job.seen_s + lag_s for source, lag_s in zip(job.sources, job.lags_s, strict=False)}
     at_s |= dict.fromkeys([Source.gresused.value], min(told)) if (told := _told_s(proof, node_saw_s)) else {}
-    if not at_s:
-        return None
-    first = min(at_s, key=at_s.__getitem__)
-    lags = {source: when_s - at_s[first] for source, when_s in at_s.items() if source != first}
-    return Witnesses(job.id, first, at_s[first], lags)
+    return _in_order(job.id, at_s) if at_s else None
 
 
 def _told_s(proof: ReleaseProof, node_saw_s: Mapping[int, float]) -> list[float]:
     return [node_saw_s[index] for index in proof.gpus if index in node_saw_s]
+
+
+def _in_order(job: str, at_s: Mapping[str, float]) -> Witnesses:
+    first = min(at_s, key=at_s.__getitem__)
+    return Witnesses(job, first, at_s[first], {source: when_s - at_s[first] for source, when_s in at_s.items() if source != first})
+
+
+def both_looks(before: Witnesses | None, now: Witnesses | None) -> Witnesses | None:
+    """What two looks tell together: each source by its earlier sight, also one that has lost the job meanwhile."""
+    if before is None or now is None or before.job != now.job:
+        return before or now
+    at_s = _sights(now)
+    for source, when_s in _sights(before).items():
+        at_s[source] = min(when_s, at_s.get(source, when_s))
+    return _in_order(now.job, at_s)
+
+
+def _sights(seen: Witnesses) -> dict[str, float]:
+    return {seen.first: seen.seen_s} | {source: seen.seen_s + lag_s for source, lag_s in seen.lags.items()}
+
+
+def look_again_s(revocation: Revocation, reconcile_s: float, now_s: float) -> float | None:
+    """When to look again who has seen the job, ever more rarely; None once every source has had its time, or without a job."""
+    for_a_job = revocation.job is not None or revocation.reason is Reason.yielded_to_job
+    if not for_a_job or now_s >= revocation.revoked_s + reconcile_s + LAST_LOOK_S:
+        return None
+    least_s, most_s = LOOK_EVERY_S
+    return now_s + min(max((now_s - revocation.revoked_s) / 2, least_s), most_s)
