@@ -23,7 +23,7 @@ class Percentiles(msgspec.Struct, frozen=True):
 
 
 class Drill(msgspec.Struct, frozen=True, kw_only=True):
-    """The last `llmwd-ctl drill`."""
+    """The last `llmwd-ctl drill`, whether or not it was in the period."""
 
     at: float
     job: str
@@ -38,9 +38,10 @@ class Drill(msgspec.Struct, frozen=True, kw_only=True):
 class Sums(msgspec.Struct, frozen=True, kw_only=True):
     """Seconds and GPU-hours of the period. recorded_s: from the first line on; up_s: a supervisor ran in it.
 
-    gpu_hours: harvested (a lease was held), serving, loading, and for each holder what it had as far as that is told
-    (`users`). overlap_s, worst_overlap_s: see `Yield`; conflicts: yields because a GPU was or may have been somebody
-    else's. lost: supervisors that ended without a word.
+    gpu_hours: harvested (a lease was held), serving, loading, parked (unused because llmwd was held, see `Span`), and for
+    each holder what it had as far as that is told (`users`). conflicts: yields because a GPU was or may have been somebody
+    else's. parts, overlap_s, worst_overlap_s (see `Yield`): without simulated jobs and drills, which have theirs in
+    simulated_*. lost: supervisors that ended without a word.
     """
 
     period_s: float
@@ -58,6 +59,9 @@ class Sums(msgspec.Struct, frozen=True, kw_only=True):
     parts: dict[str, Percentiles]
     overlap_s: float
     worst_overlap_s: float | None
+    simulated_parts: dict[str, Percentiles]
+    simulated_overlap_s: float
+    simulated_worst_overlap_s: float | None
     budget_broken: int
     unfinished: int
     killed: int
@@ -93,7 +97,7 @@ def tell(journaled: Journaled, begin_at: float, end_at: float, running: bool) ->
     yields = tuple(sorted((each for each in told if each is not None and begin_at <= each.at <= end_at), key=lambda each: each.at))
     within = [line for line in journaled.lines if begin_at <= line.at <= end_at]
     lost = sum(begin_at <= at <= end_at for at in walk.lost)
-    drills = [line for line in within if line.event == "drill"]
+    drills = [line for line in journaled.lines if line.event == "drill" and line.at <= end_at]
     return History(
         begin_at=begin_at, end_at=end_at, spans=spans, yields=yields, sums=_sums(spans, yields, within, lost, end_at - begin_at),
         drill=_drill(drills[-1]) if drills else None, budget_s=walk.budget_s, broken_lines=journaled.broken,
@@ -115,7 +119,8 @@ def _drill(line: Line) -> Drill:
 
 def _sums(spans: Sequence[Span], yields: Sequence[Yield], lines: Sequence[Line], lost: int, period_s: float) -> Sums:
     events = [line.event for line in lines]
-    overlaps = [each.overlap_s for each in yields if each.overlap_s is not None]
+    real, simulated = ([each for each in yields if each.simulated is kind] for kind in (False, True))
+    overlaps, simulated_overlaps = _overlaps(real), _overlaps(simulated)
     ran = [each for each in yields if each.ran]
     return Sums(
         period_s=period_s,
@@ -128,17 +133,27 @@ def _sums(spans: Sequence[Span], yields: Sequence[Yield], lines: Sequence[Line],
             "harvested": _gpu_hours(span for span in spans if span.leased),
             "serving": _gpu_hours(span for span in spans if span.phase == NodePhase.serving),
             "loading": _gpu_hours(span for span in spans if span.phase == NodePhase.loading),
+            "parked": sum(span.parked * span.long_s for span in spans) / 3600,
         },
         users_gpu_hours={str(holder): sum(span.users.get(holder, 0) * span.long_s for span in spans) / 3600 for holder in Holder},
-        yields=len(yields), simulated=sum(each.simulated for each in yields), reasons=_counts([each.reason for each in yields]),
+        yields=len(yields), simulated=len(simulated), reasons=_counts([each.reason for each in yields]),
         conflicts=sum(each.reason in CONFLICTS for each in yields),
-        parts={part: rank for part in PARTS if (rank := percentiles([getattr(each, part) for each in yields])) is not None},
-        overlap_s=sum(overlaps), worst_overlap_s=max(overlaps, default=None),
+        parts=_parts(real), overlap_s=sum(overlaps), worst_overlap_s=max(overlaps, default=None),
+        simulated_parts=_parts(simulated), simulated_overlap_s=sum(simulated_overlaps),
+        simulated_worst_overlap_s=max(simulated_overlaps, default=None),
         budget_broken=sum(each.broken for each in yields), unfinished=sum(not each.ended for each in yields),
         killed=sum(each.killed for each in yields),
         requests_cut=sum(each.requests or 0 for each in ran), requests_untold=sum(each.requests is None for each in ran),
         starts=events.count("supervisor_started"), lost=lost, deaths=events.count("server_died"),
     )  # fmt: skip
+
+
+def _overlaps(yields: Sequence[Yield]) -> list[float]:
+    return [each.overlap_s for each in yields if each.overlap_s is not None]
+
+
+def _parts(yields: Sequence[Yield]) -> dict[str, Percentiles]:
+    return {part: rank for part in PARTS if (rank := percentiles([getattr(each, part) for each in yields])) is not None}
 
 
 def percentiles(values: Sequence[float | None]) -> Percentiles | None:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import msgspec
 
-from llmwd.core.journaled import Line
+from llmwd.core.journaled import Line, number, plain
 from llmwd.core.release import JUDGED
 from llmwd.vocab import Source
 
@@ -37,7 +37,8 @@ class Yield(msgspec.Struct, frozen=True, kw_only=True):
     have been on the node together: from the job's first sign on the node itself, or from the first sign of any kind
     where that came later or is not told, to the end of our last process, whether or not either was using the GPU at
     the time; None where there was no job; 0 where nothing of ours had been started. requests: running and waiting in
-    vLLM at its last look before. ran: a server had been started. ended: nothing of it is left, as far as is told.
+    vLLM at its last look before. proved_by: driver, or tree where there was none to ask (the end of the process tree
+    is the proof then, and driver_s is not told); empty: not told. ran: a server had been started. ended: nothing of it is left, as far as is told.
     """
 
     at: float
@@ -61,6 +62,7 @@ class Yield(msgspec.Struct, frozen=True, kw_only=True):
     budget_s: float | None = None
     broken: bool = False
     proved: bool = False
+    proved_by: str = ""
     killed: bool = False
     requests: int | None = None
     ran: bool = False
@@ -104,9 +106,13 @@ class Release(msgspec.Struct):
             detail=line.text("detail"), job=job, gpus=self.gpus, while_phase=self.while_phase,
             simulated=first == Source.sim or self.drilled, first=first, lags=lags, **parts,
             overlap_s=self._overlap_s(begun_s) if job is not None else None, budget_s=self._first_s("budget_s"),
-            broken=broken, proved=self.proved is not None, ran=self._ran, ended=not self._ran or self._gone_s() is not None,
+            broken=broken, proved=self.proved is not None, proved_by=self._proved_by, ran=self._ran, ended=not self._ran or self._gone_s() is not None,
             killed=self._first_s("killed_s") is not None, requests=None if requests is None else int(requests),
         )  # fmt: skip
+
+    @property
+    def _proved_by(self) -> str:
+        return self.proved.text("proved_by") if self.proved is not None else ""
 
     @property
     def _ran(self) -> bool:
@@ -137,7 +143,7 @@ class Release(msgspec.Struct):
             "signal_s": _between(revoked_s, signalled_s),
             "model_s": _between(signalled_s, model_gone_s),
             "tree_s": _between(signalled_s if model_gone_s is None else model_gone_s, gone_s),
-            "driver_s": _between(gone_s, proved_s),
+            "driver_s": _between(gone_s, proved_s) if self._proved_by != "tree" else None,
             "total_s": _between(begun_s, gone_s if proved_s is None else proved_s),
         }
 
@@ -146,7 +152,7 @@ class Release(msgspec.Struct):
             return "", {}
         lags = self.seen.details.get("lags")
         names = lags if isinstance(lags, dict) else {}
-        good = {name: float(lag) for name, lag in names.items() if isinstance(lag, int | float) and lag >= 0}
+        good = {plain(name): lag for name, told in names.items() if (lag := number(told)) is not None and lag >= 0}
         return self.seen.text("first"), good
 
     def _overlap_s(self, begun_s: float | None) -> float | None:

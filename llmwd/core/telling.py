@@ -1,9 +1,9 @@
 """What the journal tells, in words: one event as a line, a whole history as a few sentences. Pure."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
-from llmwd.core.history import History
-from llmwd.core.journaled import Line
+from llmwd.core.history import History, Percentiles
+from llmwd.core.journaled import Line, number, plain
 from llmwd.core.pastyields import Yield
 from llmwd.core.wording import name_gpus, spell_duration
 from llmwd.vocab import NodePhase, Reason
@@ -52,11 +52,14 @@ def meaning(reason: str) -> str:
 def event_text(line: Line) -> str:
     """What happened, in a line. An event without words of its own is told as it stands."""
     words = WORDS.get(line.event)
-    return words(line) if words is not None else f"{line.event.replace('_', ' ')}{_rest(line)}"
+    return plain(words(line) if words is not None else f"{line.event.replace('_', ' ')}{_rest(line)}")
 
 
 def _rest(line: Line) -> str:
-    known = [f"{name}={value}" for name, value in line.details.items() if isinstance(value, str | int | float) and value != ""]
+    known = [
+        f"{name}={value}" for name, value in line.details.items()
+        if isinstance(value, bool) or number(value) is not None or (isinstance(value, str) and value)
+    ]  # fmt: skip
     return f": {', '.join(known)}" if known else ""
 
 
@@ -96,7 +99,7 @@ def _proved(line: Line) -> str:
 
 def _seen(line: Line) -> str:
     lags = line.details.get("lags")
-    later = [f"{name} +{spell_s(lag)}" for name, lag in lags.items() if isinstance(lag, int | float)] if isinstance(lags, dict) else []
+    later = [f"{name} +{spell_s(number(lag))}" for name, lag in lags.items() if number(lag) is not None] if isinstance(lags, dict) else []
     return _joined(f"job {line.text('job')} was seen first by {line.text('first')}", *later)
 
 
@@ -146,16 +149,19 @@ def summary(history: History) -> list[str]:
 
 
 def _how_it_left(history: History) -> list[str]:
-    sums, total = history.sums, history.sums.parts.get("total_s")
+    sums = history.sums
     if not history.yields:
         return ["Nobody needed a GPU that llmwd had, so it never had to leave."]
     for_jobs = sum(each.job is not None for each in history.yields)
     simulated = f"; {count(sums.simulated, 'of these was', 'of these were')} only simulated" if sums.simulated else ""
     told = f"llmwd had to give GPUs back {times(sums.yields)}, {times(for_jobs)} for a Slurm job{simulated}."
-    if total is None:
+    totals = sums.parts.get("total_s"), sums.simulated_parts.get("total_s")
+    if totals == (None, None):
         return [told, "How long that took is not recorded."]
-    worst = max((each for each in history.yields if each.total_s is not None), key=lambda each: each.total_s)
-    sentences = [told, f"Half of them were over within {spell_s(total.p50)}, the longest took {spell_s(total.max)} ({_which(worst)})."]
+    kinds = ("the real ones", "the simulated ones") if all(totals) else ("them", "them")
+    sentences = [told]
+    for simulated, (total, kind) in enumerate(zip(totals, kinds, strict=True)):
+        sentences += _how_long(total, kind, [each for each in history.yields if each.simulated == simulated])
     if sums.budget_broken:
         sentences.append(f"It took longer than it may (YIELD_BUDGET) {times(sums.budget_broken)}; llmwd then stays away until told to resume.")
     elif history.budget_s is not None:
@@ -165,9 +171,20 @@ def _how_it_left(history: History) -> list[str]:
             f"From a job's first sign on the node to the end of llmwd's last process it was at most {spell_s(sums.worst_overlap_s)}"
             f" ({spell_s(sums.overlap_s)} in all)."
         )
+    if sums.simulated_worst_overlap_s is not None:
+        sentences.append(
+            f"From a simulated job's first sign to the end of llmwd's last process it was at most {spell_s(sums.simulated_worst_overlap_s)}."
+        )
     if sums.unfinished:
         sentences.append(f"Of {count(sums.unfinished, 'release')} the end is not recorded.")
     return sentences
+
+
+def _how_long(total: Percentiles | None, kind: str, yields: Sequence[Yield]) -> list[str]:
+    if total is None:
+        return []
+    worst = max((each for each in yields if each.total_s is not None), key=lambda each: each.total_s)
+    return [f"Half of {kind} were over within {spell_s(total.p50)}, the longest took {spell_s(total.max)} ({_which(worst)})."]
 
 
 def _which(one: Yield) -> str:

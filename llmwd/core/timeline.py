@@ -16,7 +16,8 @@ PHASES = (*(str(phase) for phase in NodePhase), UNKNOWN)
 
 class Span(msgspec.Struct, frozen=True, kw_only=True):
     """A time in which nothing changed. gpus: on which a process of ours may have been; leased: we had a right to them;
-    users: how many GPUs each holder had, empty where that is not told."""
+    users: how many GPUs each holder had, empty where that is not told; parked: how many GPUs were not used because llmwd was
+    held: as many as it had last, as far as they were free."""
 
     begin_at: float
     end_at: float
@@ -25,6 +26,7 @@ class Span(msgspec.Struct, frozen=True, kw_only=True):
     gpus: tuple[int, ...] = ()
     leased: bool = False
     users: dict[str, int] = {}
+    parked: int = 0
 
     @property
     def long_s(self) -> float:
@@ -33,7 +35,10 @@ class Span(msgspec.Struct, frozen=True, kw_only=True):
 
 # Events that change nothing of this.
 QUIET_EVENTS = frozenset(
-    "switched reset held resumed notice_failed tunnel_started tunnel_failed tunnel_died tunnel_up tunnel_down prolog_answered".split()
+    (
+        "switched reset held resumed notice_failed tunnel_started tunnel_failed tunnel_died tunnel_up tunnel_down prolog_answered"
+        " door_failed door_died door_full door_has_room"
+    ).split()
 )
 
 
@@ -47,6 +52,7 @@ class Walk:
         self.phase, self.reason = UNKNOWN, ""
         self.lease: Release | None = None  # the right to GPUs
         self.held: Release | None = None  # a process may still be there
+        self.had = 0  # GPUs of the last lease
         self.users: dict[str, int] = {}
         self.spans: list[Span] = []
         self.releases: list[Release] = []
@@ -58,7 +64,7 @@ class Walk:
     def take(self, line: Line) -> None:
         if self.boot not in (-1, line.boot):
             self._lose()
-            self.by_epoch = {}  # they are counted anew
+            self.by_epoch = {}
         self.boot = line.boot
         if line.event == "supervisor_started" and self.up:
             self._lose()
@@ -81,7 +87,7 @@ class Walk:
             held = self.held or self.lease
             span = Span(
                 begin_at=self.at, end_at=at, phase=self.phase, reason=self.reason, gpus=held.gpus if held else (),
-                leased=self.lease is not None, users=self.users,
+                leased=self.lease is not None, users=self.users, parked=self._parked(),
             )  # fmt: skip
             last = self.spans[-1] if self.spans else None
             if last is not None and msgspec.structs.replace(span, begin_at=last.begin_at) == msgspec.structs.replace(last, end_at=at):
@@ -89,6 +95,11 @@ class Walk:
                 self.spans.pop()
             self.spans.append(span)
         self.at = at
+
+    def _parked(self) -> int:
+        if self.phase != NodePhase.held:
+            return 0
+        return min(self.had, self.users.get(Holder.free, 0)) if self.users else self.had
 
     def _lose(self) -> None:
         """Nothing tells what happened from the last line on."""
@@ -107,6 +118,7 @@ class Walk:
         return self.by_epoch[epoch]
 
     def _on_supervisor_started(self, line: Line) -> None:
+        self.by_epoch = {}  # leases are counted anew
         self._is(NodePhase.waiting, Reason.starting)
 
     def _on_supervisor_stopped(self, line: Line) -> None:
@@ -126,12 +138,15 @@ class Walk:
             self.by_epoch.pop(int(line.number("epoch") or 0))
         self.lease = self.held = self._release(line)
         self.lease.gpus = line.gpus()
+        self.had = len(self.lease.gpus)
         if self.phase == NodePhase.loading:
             self.lease.while_phase = self.phase
         self.up = True
 
     def _on_server_started(self, line: Line) -> None:
-        self._release(line).started = True
+        release = self._release(line)
+        # The end of a server before it on the same lease (a switch) is not the end of this one.
+        release.started, release.released = True, None
 
     def _on_server_ready(self, line: Line) -> None:
         self.up = True
@@ -146,7 +161,10 @@ class Walk:
             self.lease = None
 
     def _on_job_seen(self, line: Line) -> None:
-        self._release(line).seen = line
+        release = self._release(line)
+        # The later line tells more, unless its writer was born after the first sign.
+        if release.seen is None or _seen_s(line) <= _seen_s(release.seen):
+            release.seen = line
 
     def _on_released(self, line: Line) -> None:
         release = self._release(line)
@@ -163,7 +181,8 @@ class Walk:
         if self.held is None or self.held.epoch > release.epoch:
             return
         # A server that is ended for another one to be started keeps its lease.
-        if release.revoked is not None or release.proved is not None:
+        expired = release.released is not None and release.released.text("reason") == Reason.lease_expired
+        if release.revoked is not None or release.proved is not None or expired:
             self.lease = self.held = None
         if self.phase in (NodePhase.serving, NodePhase.loading, NodePhase.yielding):
             self._is(NodePhase.waiting, self.reason)
@@ -177,6 +196,11 @@ class Walk:
 
     def _on_drill(self, line: Line) -> None:
         self._release(line).drilled = True
+
+
+def _seen_s(line: Line) -> float:
+    seen_s = line.number("seen_s")
+    return float("inf") if seen_s is None else seen_s
 
 
 EVENTS = frozenset(name.removeprefix("_on_") for name in vars(Walk) if name.startswith("_on_"))

@@ -15,7 +15,6 @@ from llmwd.ctl.past import Past, read_past
 from llmwd.ctl.place import find_place
 from llmwd.ctl.program import examples
 
-
 LOOK_EVERY_S = 0.1
 
 
@@ -41,7 +40,7 @@ def history(lines: int, follow: bool, as_json: bool) -> None:
     kept = _without_repeats(past.journaled.lines)
     last = kept[len(kept) - min(lines, len(kept)) :]
     if as_json and tail is None:
-        click.echo(msgspec.json.format(msgspec.json.encode([_told(line) for line in last])).decode())
+        click.echo(msgspec.json.format(msgspec.json.encode([told_of(line) for line in last])).decode())
         return
     printer = _Printer(as_json)
     printer.print(last)
@@ -74,7 +73,7 @@ class _Printer:
     def print(self, lines: list[Line]) -> None:
         for line in lines:
             if self._as_json:
-                click.echo(msgspec.json.encode(_told(line)).decode())
+                click.echo(msgspec.json.encode(told_of(line)).decode())
                 continue
             when = datetime.fromtimestamp(line.at)
             if f"{when:%Y-%m-%d}" != self._day:
@@ -95,6 +94,6 @@ def _without_repeats(lines: tuple[Line, ...], gpus: Mapping[str, object] | None 
     return kept
 
 
-def _told(line: Line) -> Told:
+def told_of(line: Line) -> Told:
     at = datetime.fromtimestamp(line.at, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
     return Told(at, line.worker, line.event, event_text(line), dict(line.details))

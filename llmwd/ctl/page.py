@@ -5,14 +5,13 @@ from datetime import datetime
 from xml.etree.ElementTree import Element, tostring
 
 from llmwd.core.history import History
-from llmwd.core.pastyields import PARTS
 from llmwd.core.telling import meaning, spell_s, spell_share
 from llmwd.core.timeline import PHASES, UNKNOWN
 from llmwd.core.wording import spell_duration, spell_gpus
 from llmwd.ctl import plots
 from llmwd.ctl.pagestyle import STYLE
 from llmwd.ctl.plots import node
-from llmwd.ctl.reporting import Report
+from llmwd.ctl.reporting import Report, part_rows
 from llmwd.vocab import Holder, NodePhase
 
 MOST_YIELDS = 100
@@ -58,13 +57,16 @@ def _table(header: Iterable[str], rows: Iterable[Iterable[str]], numbers: frozen
 def _top(report: Report, history: History) -> list[Element]:
     sums = report.sums
     zone = datetime.fromtimestamp(history.end_at).astimezone().tzname()
-    total = sums.parts.get("total_s")
+    total, longest = sums.parts.get("total_s"), "longest release"
+    if total is None and sums.simulated_parts:
+        total, longest = sums.simulated_parts.get("total_s"), "longest release, all simulated"
     tiles = [
         (str(sums.yields), "times GPUs were given back"),
-        (spell_s(total.max) if total else "none", "longest release" + (f" (budget {report.budget_s:g} s)" if report.budget_s else "")),
+        (spell_s(total.max) if total else "none", longest + (f" (budget {report.budget_s:g} s)" if report.budget_s else "")),
         (str(sums.budget_broken), "releases over the budget"),
         (f"{sums.gpu_hours['harvested']:.1f} h", "GPU-hours harvested"),
         (f"{sums.gpu_hours['serving']:.1f} h", "of these serving"),
+        (f"{sums.gpu_hours['parked']:.1f} h", "GPU-hours parked: unused because llmwd was held"),
         (spell_share(sums.phases_s[NodePhase.serving], sums.recorded_s), "of the time serving"),
     ]
     return [
@@ -95,20 +97,23 @@ def _gpus(history: History) -> list[Element]:
 
 
 def _releases(report: Report, history: History) -> list[Element]:
-    points, counts = plots.points_plot(history), plots.histogram(history)
-    if points is None or counts is None:
+    points = plots.points_plot(history)
+    if points is None:
         return [_section("Giving GPUs back", node("p", "Nothing to show: no release with its time is recorded in this period."))]
-    parts = [
-        (meant, str(rank.count), spell_s(rank.p50), spell_s(rank.p90), spell_s(rank.p99), spell_s(rank.max))
-        for part, meant in PARTS.items() if (rank := report.sums.parts.get(part)) is not None
-    ]  # fmt: skip
+    counts, parts = [], []
+    for simulated, (of, told) in enumerate((("", report.sums.parts), (" for simulated jobs", report.sums.simulated_parts))):
+        drawn = plots.histogram([one for one in history.yields if one.simulated == simulated])
+        if drawn is not None:
+            counts.append(_figure(drawn, f"How many releases{of} took how long."))
+            header = ("part", "count", "half within", "90 % within", "99 % within", "longest")
+            parts.append(_section(f"Its parts{of}", _table(header, part_rows(told), frozenset(range(1, 6)))))
     return [
         _section(
             "Giving GPUs back",
             _figure(points, "Each release, from the first sign to the proof that nothing of llmwd is left; hollow: a simulated job. Logarithmic."),
-            _figure(counts, "How many releases took how long."),
+            *counts,
         ),
-        _section("Its parts", _table(("part", "count", "half within", "90 % within", "99 % within", "longest"), parts, frozenset(range(1, 6)))),
+        *parts,
         _section("Why", _figure(plots.bars(report.sums.reasons, "Releases by reason"), "Reasons: " + "; ".join(
             f"{reason.replace('_', ' ')}: {meaning(reason)}" for reason in report.sums.reasons) + ".")),
         _section("Each release", *_each(history)),
@@ -148,7 +153,7 @@ def _time(report: Report) -> list[Element]:
 
 def _end(report: Report) -> list[Element]:
     drill = report.drill
-    told = f"{drill.verdict} ({_moment(drill.at)}, while {drill.while_phase})" if drill else "None in this period: llmwd-ctl drill"
+    told = f"{drill.verdict} ({_moment(drill.at)}, while {drill.while_phase})" if drill else "There has been none: llmwd-ctl drill"
     settings = list(report.settings.items())
     return [
         _section("The last drill", node("p", told, **({} if drill is None or drill.passed else {"class_": "bad"}))),

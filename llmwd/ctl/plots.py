@@ -176,9 +176,9 @@ def points_plot(history: History) -> Element | None:
     return _svg(height, "How long each release took", *inside)
 
 
-def histogram(history: History) -> Element | None:
-    """How many releases took how long. None where none has a time."""
-    told = [one.total_s for one in history.yields if one.total_s is not None]
+def histogram(yields: Sequence[Yield]) -> Element | None:
+    """How many of these releases took how long. None where none has a time."""
+    told = [one.total_s for one in yields if one.total_s is not None]
     if not told:
         return None
     edges = (0.0, *EDGES_S, math.inf)

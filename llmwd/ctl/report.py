@@ -1,5 +1,6 @@
 """`report`: some days of llmwd on this node, for its operator and for the cluster's administrator."""
 
+import stat
 from pathlib import Path
 
 import click
@@ -63,7 +64,10 @@ def report(days: float, as_json: bool, html: Path | None) -> None:
 
 def _write(path: Path, text: str) -> None:
     try:
-        write_atomic(path.absolute(), text.encode())
+        if not path.is_symlink() and (not path.exists() or stat.S_ISREG(path.stat().st_mode)):
+            write_atomic(path.absolute(), text.encode())
+        else:  # a pipe, a device, a link: whoever reads there would be left without it, if it were replaced
+            path.write_bytes(text.encode())
     except OSError as error:
         raise Refusal(f"{path} cannot be written: {error.strerror}") from error
 
@@ -72,7 +76,10 @@ def _settings(dirs: Dirs) -> dict[str, str]:
     """The settings that matter, as they are written in a settings file; none where they are not valid."""
     from llmwd.config import SETTINGS, load
 
-    settings = load(served_home(dirs, look(dirs))).settings
+    try:
+        settings = load(served_home(dirs, look(dirs))).settings
+    except Refusal:
+        return {}
     if settings is None:
         return {}
     shown = [spec for spec in SETTINGS if spec.name in SETTINGS_SHOWN]

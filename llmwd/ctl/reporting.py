@@ -1,12 +1,13 @@
 """What a report says: the history of some days with the node, the settings that matter, and what is not measured."""
 
+from collections.abc import Mapping
 from datetime import UTC, datetime
 
 import msgspec
 
-from llmwd.core.history import Drill, History, Sums
-from llmwd.core.pastyields import Yield
-from llmwd.core.telling import count, summary
+from llmwd.core.history import Drill, History, Percentiles, Sums
+from llmwd.core.pastyields import PARTS, Yield
+from llmwd.core.telling import count, spell_s, summary
 from llmwd.core.timeline import Span
 from llmwd.core.wording import spell_duration
 
@@ -21,9 +22,9 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     """The object of `llmwd-ctl report --json`; fields are only ever added.
 
     Times are ISO 8601 in UTC; *_s are seconds. words: the summary in sentences; sums: totals of the period, with
-    sums.parts as percentiles (seconds) of each part of a release; yields: each release for somebody else, with its
+    sums.parts as percentiles (seconds) of each part of a release, and sums.simulated_parts of those for simulated jobs; yields: each release for somebody else, with its
     parts (null: not told); spans: what llmwd did when, on which GPUs, and how many GPUs each holder had; drill: the
-    last one; settings: name to value; gaps: what is missing from this period's
+    last one, also one before the period; settings: name to value; gaps: what is missing from this period's
     numbers; not_measured: what no such number says; broken_lines, unknown_events: what of the
     journal could not be read or understood.
     """
@@ -55,6 +56,14 @@ def report_of(history: History, node: str, version: str, days: float, running: b
         budget_s=history.budget_s, settings=settings, gaps=gaps(history, settings), not_measured=NOT_MEASURED,
         broken_lines=history.broken_lines, unknown_events=history.unknown_events, yields=history.yields, spans=history.spans,
     )  # fmt: skip
+
+
+def part_rows(parts: Mapping[str, Percentiles]) -> list[tuple[str, ...]]:
+    """A table's rows: part, count, half within, 90 %, 99 %, longest."""
+    return [
+        (meant, str(rank.count), *map(spell_s, (rank.p50, rank.p90, rank.p99, rank.max)))
+        for part, meant in PARTS.items() if (rank := parts.get(part)) is not None
+    ]  # fmt: skip
 
 
 def iso(at: float) -> str:
@@ -95,6 +104,9 @@ def gaps(history: History, settings: dict[str, str]) -> tuple[str, ...]:
     sums, notes = history.sums, []
     if not settings.get("SIM_GPUS", "0").startswith("0"):
         notes.append(f"The {settings['SIM_GPUS']} of this node are simulated, and so is everything said about them.")
+    by_tree = sum(one.proved_by == "tree" for one in history.yields)
+    if by_tree:
+        notes.append(f"For {count(by_tree, 'release')} there was no driver to ask: the end of the last process is the proof.")
     unproved = sum(not one.proved for one in history.yields)
     if unproved:
         notes.append(f"Of {count(unproved, 'release')} no proof is recorded; {'its' if unproved == 1 else 'their'} time ends with the last process.")

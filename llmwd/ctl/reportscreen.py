@@ -1,15 +1,16 @@
 """A report on a person's screen, made for 80 columns."""
 
+from datetime import datetime
+
 from rich.console import Console
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from llmwd.core.pastyields import PARTS
-from llmwd.core.telling import spell_s, spell_share
+from llmwd.core.telling import spell_share
 from llmwd.core.timeline import PHASES
 from llmwd.core.wording import spell_duration
-from llmwd.ctl.reporting import Report
+from llmwd.ctl.reporting import Report, part_rows
 from llmwd.ctl.screen import BAD, QUIET
 
 WIDEST = 80
@@ -24,11 +25,9 @@ def show_report(report: Report) -> None:
     for words in report.words:
         console.print(_indented(Text(words)))
     sums = report.sums
-    parts = [(meant.replace(", after that", ""), sums.parts[part]) for part, meant in PARTS.items() if part in sums.parts]
-    if parts:
-        _show(console, ("giving GPUs back", "count", "p50", "p90", "p99", "max"), [
-            (meant, str(rank.count), *(spell_s(value) for value in (rank.p50, rank.p90, rank.p99, rank.max))) for meant, rank in parts
-        ])  # fmt: skip
+    for title, parts in (("giving GPUs back", sums.parts), ("giving GPUs back to simulated jobs", sums.simulated_parts)):
+        if rows := [(meant.replace(", after that", ""), *rest) for meant, *rest in part_rows(parts)]:
+            _show(console, (title, "count", "p50", "p90", "p99", "max"), rows)
     if sums.reasons:
         _show(console, ("why", "times"), [(reason, str(number)) for reason, number in sums.reasons.items()])
     times = [(phase, sums.phases_s[phase]) for phase in PHASES if sums.phases_s[phase]]
@@ -38,12 +37,19 @@ def show_report(report: Report) -> None:
         _show(console, ("time", "", "share"), [(name, spell_duration(long_s), spell_share(long_s, sums.recorded_s)) for name, long_s in times])
     hours = {**sums.gpu_hours, **{f"all of {holder}": value for holder, value in sums.users_gpu_hours.items() if value}}
     _show(console, ("GPU-hours", ""), [(name, f"{value:.2f}") for name, value in hours.items()])
-    if report.drill is not None:
-        console.print()
-        console.print(_indented(Text.assemble("last drill: ", (report.drill.verdict, "" if report.drill.passed else BAD))))
+    console.print()
+    console.print(_indented(_last_drill(report)))
     if report.gaps:
         console.print()
         console.print(_indented(Text("\n".join(report.gaps), QUIET)))
+
+
+def _last_drill(report: Report) -> Text:
+    drill = report.drill
+    if drill is None:
+        return Text("last drill: none yet (llmwd-ctl drill)", QUIET)
+    when = f"{datetime.fromtimestamp(drill.at):%Y-%m-%d %H:%M}"
+    return Text.assemble(f"last drill ({when}, while {drill.while_phase}): ", (drill.verdict, "" if drill.passed else BAD))
 
 
 def _indented(content) -> Padding:

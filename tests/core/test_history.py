@@ -69,6 +69,41 @@ def test_a_yield_has_every_part_from_the_end_of_the_one_before() -> None:
     assert one.at == pytest.approx(BOOT_AT + 2000) and one.while_phase == "serving" and one.budget_s == 5.0
 
 
+def switched(seen_s: float) -> list[bytes]:
+    """Another model on the same lease, and then its end for a job, up to the revocation."""
+    return life(1000) + [
+        line(1500, "released", reason="switching", epoch=1, gpus=[6, 7], signalled_s=1499.0, model_gone_s=1499.5, gone_s=1500.0, requests=9),
+        line(1501, "server_started", profile="b", gpus=[6, 7], epoch=1), phase(1501, "loading", "loading"), phase(1520, "serving"),
+        *leaving(seen_s)[:2],
+    ]  # fmt: skip
+
+
+def test_the_end_of_a_server_for_another_one_is_not_the_end_of_the_next_on_the_same_lease() -> None:
+    one, = told(switched(2000)).yields
+    assert (one.overlap_s, one.ended, one.requests, one.signal_s, one.ran) == (None, False, None, None, True)
+    proof = leaving(2000, total_s=4.0)[-1]  # the line about the second server's end is lost
+    one, = told([*switched(2000), proof]).yields
+    assert one.overlap_s == pytest.approx(3.9) and one.total_s == pytest.approx(4.0) and one.requests is None
+
+
+def test_without_a_driver_the_end_of_the_tree_is_the_proof_and_nothing_is_said_of_the_driver() -> None:
+    rows = life(1000) + leaving(2000)
+    by_tree = [*rows[:-1], rows[-1].replace(b'"budget_s"', b'"proved_by": "tree", "budget_s"')]
+    one, = told(by_tree).yields
+    assert (one.proved, one.proved_by, one.driver_s) == (True, "tree", None) and one.total_s == pytest.approx(0.5)
+    assert "driver_s" not in told(by_tree).sums.parts and "driver_s" in told(rows).sums.parts
+    by_driver, = told([*rows[:-1], rows[-1].replace(b'"budget_s"', b'"proved_by": "driver", "budget_s"')]).yields
+    assert by_driver.proved_by == "driver" and by_driver.driver_s == pytest.approx(0.1)
+
+
+def test_of_two_lines_about_who_saw_the_job_the_later_counts_unless_its_writer_came_after_the_first_sign() -> None:
+    first, last = seen(2000.1, "stepd", 2000.0), seen(2035, "stepd", 2000.0, procfs=3.0)
+    assert told(life(1000) + leaving(2000) + [first, last]).yields[0].lags == {"procfs": 3.0}
+    reborn = seen(2040, "procfs", 2010.0)
+    one, = told(life(1000) + leaving(2000) + [first, reborn]).yields
+    assert (one.first, one.overlap_s) == ("stepd", pytest.approx(0.4))
+
+
 def test_what_older_lines_do_not_tell_is_not_made_up() -> None:
     rows = [
         line(50, "lease_revoked", "resolver", epoch=4, reason="yielded_to_job", job="9", seen_s=50.0, resolved_s=None, revoked_s=50.1),
@@ -132,11 +167,19 @@ def test_the_sums_of_a_day() -> None:
     assert sums.phases_s["serving"] == pytest.approx(1000.1 + 985) and sums.phases_s["loading"] == pytest.approx(30)
     assert sums.parked_s == {"held": pytest.approx(2000)} and sums.waiting_s["yielded_to_job"] == pytest.approx(979.5)
     assert sums.gpu_hours == pytest.approx({
-        "harvested": 2 * (1015.1 + 1000) / 3600, "serving": 2 * 1985.1 / 3600, "loading": 2 * 30 / 3600,
+        "harvested": 2 * (1015.1 + 1000) / 3600, "serving": 2 * 1985.1 / 3600, "loading": 2 * 30 / 3600, "parked": 2 * 2000 / 3600,
     })  # fmt: skip
     assert (sums.yields, sums.conflicts, sums.reasons) == (2, 1, {"held": 1, "yielded_to_job": 1})
     assert (sums.requests_cut, sums.requests_untold, sums.deaths, sums.starts, sums.lost) == (3, 1, 1, 1, 0)
     assert sums.up_s == pytest.approx(5001) and sums.recorded_s == pytest.approx(NOW - BOOT_AT - 1000)
+
+
+def test_parked_are_as_many_gpus_as_it_had_last_while_they_are_free() -> None:
+    rows = life(0) + [line(100, "gpus", "resolver", llmwd=[6, 7], free=[0, 1, 2])]
+    rows += [line(1000, "lease_revoked", "resolver", epoch=1, reason="held", detail="", job=None, revoked_s=1000.0), phase(1000, "held", "held")]
+    rows += [line(1000, "gpus", "resolver", free=[0, 1, 2, 6, 7]), line(4600, "gpus", "resolver", slurm=[0, 1, 2, 6], free=[7])]
+    rows += [line(8200, "gpus", "resolver", slurm=[0, 1, 2, 6, 7]), line(11800, "supervisor_stopped", "root")]
+    assert told(rows).sums.gpu_hours["parked"] == pytest.approx(2 + 1 + 0)
 
 
 def test_who_had_the_gpus_is_told_from_line_to_line() -> None:
@@ -167,6 +210,31 @@ def test_a_reboot_begins_the_clock_anew_and_adds_nothing_negative() -> None:
     assert [one.total_s for one in history.yields] == pytest.approx([0.5, 0.7])
     assert history.sums.lost == 1 + 1 and all(span.long_s > 0 for span in history.spans)
     assert history.sums.phases_s["serving"] == pytest.approx(9980.1 + 780.1)
+
+
+def test_a_reboot_is_known_by_the_boots_name_where_both_clocks_have_only_gone_on() -> None:
+    first_at, second_at = NOW - 6 * DAY_S, NOW - 5 * DAY_S  # up for an hour; then for two days before llmwd is started
+    rows = life(1000, boot_at=first_at, boot_id="a") + leaving(3600, boot_at=first_at)
+    rows += [line(2 * DAY_S, "supervisor_started", "root", boot_at=second_at, boot_id="b"), phase(2 * DAY_S + 10, "waiting", boot_at=second_at)]
+    history = told(rows, running=True, now_mono_s=5 * DAY_S)
+    assert history.yields[0].at == pytest.approx(first_at + 3600) and history.sums.recorded_s == pytest.approx(NOW - first_at - 1000)
+    assert history.sums.phases_s[UNKNOWN] == pytest.approx(3 * DAY_S - 3600.5, abs=1)
+    same = told([row.replace(b'"b"', b'"a"') for row in rows], running=True, now_mono_s=5 * DAY_S)
+    assert same.yields[0].at == pytest.approx(second_at + 3600)  # one boot: a clock that was set says nothing
+
+
+def test_a_dead_lifes_leases_are_not_the_next_ones() -> None:
+    rows = life(1000) + [line(2000, "supervisor_started", "root", pid=2), line(2005, "lease_granted", "resolver", epoch=1, gpus=[2])]
+    one, = told([*rows, *leaving(2010)[:1]]).yields
+    assert (one.ran, one.gpus, one.while_phase, one.overlap_s) == (False, (2,), "waiting", 0)
+
+
+def test_a_lease_that_ran_out_is_harvested_no_longer() -> None:
+    rows = life(1000) + [line(2000, "released", reason="lease_expired", epoch=1, gpus=[6, 7], signalled_s=1999.0, gone_s=2000.0)]
+    sums = told([*rows, phase(2000, "waiting", "lease_expired")], running=True, now_mono_s=3 * DAY_S).sums
+    assert sums.gpu_hours["harvested"] == pytest.approx(2 * 995 / 3600)
+    kept = [rows[-1].replace(b"lease_expired", b"server_backoff"), line(2010, "supervisor_stopped", "root")]
+    assert told(rows[:-1] + kept).sums.gpu_hours["harvested"] == pytest.approx(2 * 1005 / 3600)
 
 
 @pytest.mark.parametrize("wrong_s", [-3600.0, 3600.0, 40 * DAY_S])
@@ -221,6 +289,23 @@ def test_simulated_jobs_are_told_apart() -> None:
     assert history.sums.simulated == 1 and history.drill.passed and history.drill.took_s == 0.5
 
 
+def test_simulated_jobs_have_percentiles_and_an_overlap_of_their_own() -> None:
+    rows = life(1000) + leaving(2000, total_s=0.5)
+    rows += [phase(2000.5, "waiting"), *life(3000, epoch=2)[1:], *leaving(4000, epoch=2, total_s=3.0), seen(4001, "sim", 4000.0, epoch=2)]
+    sums = told(rows).sums
+    assert (sums.yields, sums.simulated, sums.parts["total_s"].max, sums.simulated_parts["total_s"].max) == (2, 1, 0.5, 3.0)
+    assert (sums.worst_overlap_s, sums.overlap_s, sums.simulated_overlap_s) == (pytest.approx(0.4), pytest.approx(0.4), pytest.approx(2.9))
+    words = " ".join(summary(told(rows)))
+    assert "Half of the real ones were over within 0.50 s, the longest took 0.50 s (job 77)" in words
+    assert "Half of the simulated ones were over within 3.00 s" in words and "a simulated job's first sign" in words
+
+
+def test_the_last_drill_is_told_however_long_ago_it_was() -> None:
+    rows = [line(1, "supervisor_started"), line(100, "drill", "ctl", epoch=1, job="900001", passed=True, verdict="fine", while_phase="serving")]
+    history = told(rows, days=1)
+    assert history.drill.at == pytest.approx(BOOT_AT + 100) and history.drill.at < history.begin_at and history.drill.while_phase == "serving"
+
+
 def test_a_percentile_is_a_measured_value() -> None:
     assert percentiles([]) is None and percentiles([None]) is None
     found = percentiles([*map(float, range(1, 101)), None])
@@ -234,7 +319,16 @@ def test_nothing_at_all_is_an_empty_history() -> None:
     assert history.sums.yields == 0
 
 
-ODD = (None, -5, 0, 1, 400_000, -10.5, 1999.5, 2000.0, 250_000.25, "", "a", True, [1], {"stepd": 0.1, "sim": None, "x": "y"})
+def test_text_in_a_line_does_nothing_to_a_terminal_and_absurd_numbers_are_not_told() -> None:
+    odd = line(1, "resumed", by="\x1b[2Jmallory\u009b\n", epoch=10**400, took_s=1e300, gone_s=1.7e308)
+    told_line, = read([odd], NOW).lines
+    assert told_line.text("by") == r"\x1b[2Jmallory\x9b\n" and event_text(told_line) == r"resumed by \x1b[2Jmallory\x9b\n"
+    assert [told_line.number(name) for name in ("epoch", "took_s", "gone_s")] == [None, None, None]
+    other, = read([line(1, "\x1b[31mnew", x=1e300, y="\x07", z=3)], NOW).lines
+    assert event_text(other) == r"\x1b[31mnew: y=\x07, z=3"
+
+
+ODD = (None, -5, 0, 1, 1e300, 1.7e308, 10**30, "\x1b\x00", 400_000, -10.5, 1999.5, 2000.0, 250_000.25, "", "a", True, [1], {"stepd": 0.1, "sim": None, "x": "y"})
 CHOICES = {
     "epoch": (0, 1, 2, 3, *ODD), "gpus": ([], [0, 1], [6, 7, -1, "x"], *ODD), "phase": (*PHASES, "x", None), "job": ("77", None, 77),
     "reason": ("held", "yielded_to_job", "switching", "x", 1), "first": ("sim", "stepd", "gresused", 3), "slurm": ([0, 1], 1),

@@ -2,15 +2,24 @@
 
 import json
 import logging
+import os
 import signal
+import threading
 import time
+from datetime import datetime
 from html.parser import HTMLParser
 from pathlib import Path
 from xml.etree.ElementTree import fromstring
 
+import msgspec
 import pytest
 
 from llmwd.adapters.journal import Journal
+from llmwd.ctl.history import told_of
+from llmwd.ctl.page import page
+from llmwd.ctl.past import read_past
+from llmwd.ctl.reporting import as_object, report_of
+from llmwd.ctl.reportscreen import show_report
 from tests.ctl.stand import Stand
 
 VOID = {"meta", "br", "hr", "img", "input", "link"}
@@ -89,7 +98,7 @@ def test_the_report_for_a_terminal_says_it_in_words_and_fits_80_columns(stand: S
     assert done.returncode == 0 and done.stderr == ""
     words = " ".join(done.stdout.split())
     assert "llmwd had to give GPUs back once, once for a Slurm job." in words and "the longest took 0.42 s (job 77)" in words
-    assert "It never took longer than it may (YIELD_BUDGET, 5 s)." in words and "last drill: proved within 0.40 s" in words
+    assert "It never took longer than it may (YIELD_BUDGET, 5 s)." in words and "while serving): proved within 0.40 s" in words
     assert all(len(line.rstrip()) <= 80 for line in done.stdout.splitlines())
 
 
@@ -126,6 +135,64 @@ def test_a_broken_budget_cannot_be_overlooked(stand: Stand, tmp_path: Path) -> N
     assert "It took longer than it may (YIELD_BUDGET) once" in " ".join(reader.words)
 
 
+@pytest.mark.parametrize("event", ["released", "release_proved", "lease_revoked", "job_seen", "drill", "gpus", "budget_broken", "lease_granted"])
+@pytest.mark.parametrize("value", [1.7e308, 1e300, 10**30, 10**400, -1e300, 0.0, "\x1b\x00\ufffe", {"stepd": 1e300}, [10**30]], ids=str)
+def test_an_absurd_line_breaks_no_report(stand: Stand, tmp_path: Path, event: str, value: object) -> None:
+    week(stand)
+    names = ("epoch", "proved_s", "gone_s", "signalled_s", "took_s", "budget_s", "seen_s", "revoked_s", "requests", "lags", "gpus", "job", "llmwd", "verdict")
+    rows = [{"at": time.time(), "mono_s": time.monotonic() + 1e6, "worker": "a", "event": event, "epoch": 1, name: value} for name in names]
+    with (stand.dirs.state / "journal.jsonl").open("a") as file:
+        file.write("".join(json.dumps(row) + "\n" for row in rows))
+    past = read_past(stand.dirs)
+    history = past.history(7)
+    report = report_of(history, "here", "1", 7, False, {})
+    path = tmp_path / "a.html"
+    path.write_text(page(report, history))
+    read_page(path)
+    assert "\x1b" not in path.read_text()
+    assert json.loads(msgspec.json.encode(as_object(report)))
+    show_report(report)
+    assert all(msgspec.json.encode(told_of(line)) for line in past.journaled.lines)
+
+
+def test_the_last_drill_is_shown_with_its_time_however_old_it_is_and_that_there_was_none(stand: Stand) -> None:
+    week(stand)
+    shown = " ".join(stand.ctl("report", "--days", "0.1").stdout.split())
+    assert f"last drill ({datetime.fromtimestamp(time.time() - 70_000):%Y-%m-%d}" in shown and "while serving): proved within" in shown
+    assert json.loads(stand.ctl("report", "--days", "0.1", "--json").stdout)["drill"]["while_phase"] == "serving"
+    write(stand, (100, "supervisor_started", {"pid": 1, "version": "0"}))
+    assert "last drill: none yet" in stand.ctl("report").stdout
+
+
+def test_simulated_jobs_have_a_table_of_their_own(stand: Stand, tmp_path: Path) -> None:
+    week(stand)
+    assert "to simulated jobs" not in stand.ctl("report").stdout
+    with (stand.dirs.state / "journal.jsonl").open("a") as file:
+        row = {"at": time.time() - 50_000, "mono_s": time.monotonic() + 1e6 - 50_000, "worker": "resolver", "event": "job_seen", "epoch": 1, "first": "sim", "lags": {}}
+        file.write(json.dumps(row) + "\n")
+    shown = stand.ctl("report").stdout
+    assert "giving GPUs back to simulated" in shown and "Half of them were over" in shown
+    stand.ctl("report", "--html", str(tmp_path / "a.html"))
+    words = read_page(tmp_path / "a.html")[1].words
+    assert "Its parts for simulated jobs" in words and "Its parts" not in words
+
+
+def test_a_pipe_a_link_and_a_device_are_written_into_and_stay_what_they_are(stand: Stand, tmp_path: Path) -> None:
+    week(stand)
+    (tmp_path / "target").write_text("old")
+    (tmp_path / "link").symlink_to(tmp_path / "target")
+    assert stand.ctl("report", "--html", str(tmp_path / "link")).returncode == 0
+    assert (tmp_path / "link").is_symlink() and (tmp_path / "target").read_text().startswith("<!DOCTYPE html>")
+    os.mkfifo(tmp_path / "pipe")
+    read: list[str] = []
+    reader = threading.Thread(target=lambda: read.append((tmp_path / "pipe").read_text()))
+    reader.start()
+    assert stand.ctl("report", "--html", str(tmp_path / "pipe")).returncode == 0
+    reader.join(10)
+    assert read[0].endswith("</html>\n") and (tmp_path / "pipe").is_fifo()
+    assert stand.ctl("report", "--html", "/dev/stdout").stdout.startswith("<!DOCTYPE html>")
+
+
 def test_an_empty_journal_is_no_error(stand: Stand, tmp_path: Path) -> None:
     done = stand.ctl("report")
     assert done.returncode == 0 and "nothing has been written" in done.stdout
@@ -148,7 +215,10 @@ def test_a_place_that_cannot_be_written_is_said(stand: Stand, tmp_path: Path) ->
 
 def test_the_history_tells_the_last_events_in_order_over_a_rotation(stand: Stand) -> None:
     week(stand)
-    lines = stand.ctl("history", "-n", "8").stdout.splitlines()
+    with (stand.dirs.state / "journal.jsonl.1").open("a") as file:
+        file.write(json.dumps({"at": time.time() - 172_000, "mono_s": time.monotonic() + 1e6 - 172_000, "event": "resumed", "by": "\x1b[2Jmallory"}) + "\n")
+    assert r"resumed by \x1b[2Jmallory" in stand.ctl("history").stdout
+    lines = stand.ctl("history", "-n", "9").stdout.splitlines()
     assert any("GPUs: 2 llmwd, 2 free" in line for line in lines) and lines[-1].endswith("llmwd ended in order")
     assert any("GPUs 2-3 left: yielded_to_job, 0.29 s after the signal, 2 requests cut" in line for line in lines)
     told = json.loads(stand.ctl("history", "-n", "3", "--json").stdout)
