@@ -6,7 +6,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from llmwd.core.wording import spell_duration
-from llmwd.ctl.place import find_place, look, served_home
+from llmwd.ctl.place import find_place, look, profiles_in, served_home
 
 _DURATION = re.compile(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+(?:\.\d+)?)s?)?", re.ASCII)
 _UNIT_S = (86400, 3600, 60, 1)
@@ -63,10 +63,8 @@ class ProfileName(click.ParamType):
     name = "profile"
 
     def shell_complete(self, ctx, param, incomplete):
-        from llmwd.config import profile_names
-
         dirs = find_place()
-        names = profile_names(served_home(dirs, look(dirs)))
+        names = profiles_in(served_home(dirs, look(dirs)))
         return [CompletionItem(name) for name in names if name.startswith(incomplete)]
 
 

@@ -1,9 +1,11 @@
 """`logs`: the last lines of one of llmwd's logs, and what is added to it."""
 
 import os
+import sys
 import time
 from collections import deque
 from pathlib import Path
+from typing import BinaryIO
 
 import click
 from click.shell_completion import CompletionItem
@@ -35,24 +37,24 @@ def logs(name: str, follow: bool, lines: int) -> None:
     if name not in NAMES:
         raise Refusal(f"there is no log {name!r}; there are: {', '.join(NAMES)}")
     path = find_place().logs / f"{name}.log"
-    if not path.exists() and not follow:
-        raise Refusal(f"{name} has not written a log yet ({path})")
     at = _print_end(path, lines)
     if follow:
-        _follow(path, *at)
+        _follow(path, *(at or (0, 0)))
+    elif at is None:
+        raise Refusal(f"{name} has not written a log yet ({path})")
 
 
-def _print_end(path: Path, lines: int) -> tuple[int, int]:
-    """Print the last lines, with the file before the last rotation if this one is short: (inode, offset) reached."""
-    end: deque[bytes] = deque(maxlen=lines)
-    at = (0, 0)
+def _print_end(path: Path, lines: int) -> tuple[int, int] | None:
+    """Print the last lines, with the file before the last rotation if this one is short: (inode, offset) reached; None:
+    there is no log yet."""
+    end: deque[bytes] = deque(maxlen=min(lines, sys.maxsize))
+    at = None
     for each in (Path(f"{path}.1"), path):
-        try:
-            with each.open("rb") as file:
+        file = _open(each)
+        if file is not None:
+            with file:
                 end.extend(file)
                 at = (os.fstat(file.fileno()).st_ino, file.tell())
-        except FileNotFoundError:
-            at = (0, 0)
     _print(b"".join(end))
     return at
 
@@ -82,11 +84,14 @@ def _follow(path: Path, inode: int, offset: int) -> None:
             file.close()
 
 
-def _open(path: Path):
+def _open(path: Path) -> BinaryIO | None:
+    """None: there is no such file, or not yet. Refusal where there is one that cannot be read."""
     try:
         return path.open("rb")
     except FileNotFoundError:
         return None
+    except OSError as error:
+        raise Refusal(f"{path} cannot be read: {error.strerror}") from error
 
 
 def _replaced(path: Path, file) -> bool:

@@ -34,7 +34,7 @@ from llmwd.ctl.welcome import welcome
 def main() -> None:
     """Look at llmwd on this node, and tell it what to do.
 
-    Exit codes: 0 done, 1 refused, 2 usage, 3 no supervisor running, 4 timed out.
+    Exit codes: 0 done, 1 refused (or the output could not be written), 2 usage, 3 no supervisor running, 4 timed out.
     """
 
 

@@ -10,7 +10,7 @@ import msgspec
 from llmwd.config.settings import Settings
 from llmwd.config.sources import CONFIG
 from llmwd.ctl.arguments import PROFILE, as_json
-from llmwd.ctl.place import find_place, look, served_home
+from llmwd.ctl.place import find_place, look, profiles_in, served_home
 from llmwd.ctl.program import Refusal, examples
 
 CHECKED_ORIGIN = "http://127.0.0.1:8000"  # any will do: only the form of the configuration is checked
@@ -26,11 +26,11 @@ class Listed(msgspec.Struct, frozen=True):
 
 def list_profiles(home: Path) -> list[Listed]:
     """Every profile of models/, checked one by one (some 10 ms each)."""
-    from llmwd.config import active_profile, load, profile_names
+    from llmwd.config import active_profile, load
 
     active = active_profile(home)
     found = []
-    for name in profile_names(home):
+    for name in profiles_in(home):
         problems = tuple(str(each) for each in load(home, name).problems if each.file == f"models/{name}.env")
         found.append(Listed(name, name == active, problems))
     return found
@@ -41,13 +41,13 @@ def list_profiles(home: Path) -> list[Listed]:
 @as_json("Print a JSON list instead.")
 def models(names: bool, as_json: bool) -> None:
     """List the model profiles; the active one has a star."""
-    from llmwd.config import active_profile, profile_names
+    from llmwd.config import active_profile
 
     dirs = find_place()
     home = served_home(dirs, look(dirs))
     if names:
         active = active_profile(home)
-        listed = [Listed(name, name == active, ()) for name in profile_names(home)]
+        listed = [Listed(name, name == active, ()) for name in profiles_in(home)]
     else:
         listed = list_profiles(home)
     if as_json:

@@ -13,7 +13,7 @@ from llmwd.adapters import procs
 from llmwd.adapters.desk import ask
 from llmwd.adapters.rundir import Dirs, short_host
 from llmwd.ctl.arguments import DURATION, PROFILE
-from llmwd.ctl.place import Look, Running, find_place, look, not_running, require_running, served_home, watch
+from llmwd.ctl.place import Look, Running, find_place, look, not_running, profiles_in, require_running, served_home, watch
 from llmwd.ctl.program import Refusal, examples
 from llmwd.messages import NotifyOrder, Order, Refused, ResetOrder, ResumeOrder, ServerFact, SwitchOrder, YieldOrder
 from llmwd.vocab import Exit, NodePhase, Phase, Reason, Worker
@@ -124,7 +124,10 @@ def switch(profile: str, wait: bool, within_s: float) -> None:
     if seen.running is None:
         from llmwd.config import set_active
 
-        set_active(dirs.home, profile)
+        try:
+            set_active(dirs.home, profile)
+        except OSError as error:
+            raise Refusal(f"the choice cannot be kept in {dirs.home}: {error.strerror}") from error
         click.echo(f"{profile} is the active profile; no supervisor is running on {short_host()}, the next start serves it")
         if wait:
             raise not_running()
@@ -139,9 +142,9 @@ def switch(profile: str, wait: bool, within_s: float) -> None:
 
 def check_profile(home: Path, profile: str) -> None:
     """Refusal with all problems of this profile and the settings, or with the list if there is no such profile."""
-    from llmwd.config import load, profile_names
+    from llmwd.config import load
 
-    names = profile_names(home)
+    names = profiles_in(home)
     if profile not in names:
         listed = "\n".join(f"  {name}" for name in names) or f"  (none yet in {home / 'models'})"
         raise Refusal(f"there is no profile {profile}; there are:\n{listed}")

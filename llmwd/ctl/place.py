@@ -1,6 +1,7 @@
 """Where llmwd's folders are, whether a supervisor runs in them, and what its workers have said last."""
 
 import os
+import stat
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -31,16 +32,23 @@ class Look(msgspec.Struct, frozen=True):
 
 
 def find_place() -> Dirs:
-    """The folders, by the environment. Refused where the runtime folder is another user's: its facts may be lies."""
+    """The folders, by the environment. Refused where the runtime folder is another user's, for its facts may be lies, or
+    cannot be looked into, for then nobody knows whether a supervisor runs."""
     dirs = find_dirs(os.environ)
     try:
-        owner = dirs.runtime.lstat().st_uid
-    except OSError:
+        found = dirs.runtime.lstat()
+    except FileNotFoundError:
         return dirs
-    if owner != os.getuid():
+    except OSError as error:
+        raise Refusal(f"the runtime folder {dirs.runtime} cannot be looked at: {error.strerror}") from error
+    if found.st_uid != os.getuid():
         raise Refusal(
-            f"the runtime folder {dirs.runtime} belongs to uid {owner}, not to you: set LLMWD_RUNTIME_DIR to your own"
+            f"the runtime folder {dirs.runtime} belongs to uid {found.st_uid}, not to you: set LLMWD_RUNTIME_DIR to your own"
         )
+    if not stat.S_ISDIR(found.st_mode):
+        raise Refusal(f"the runtime folder {dirs.runtime} is not a folder (a link, or a file): remove it, or set LLMWD_RUNTIME_DIR to another")
+    if not os.access(dirs.runtime, os.R_OK | os.X_OK):
+        raise Refusal(f"the runtime folder {dirs.runtime} cannot be read: `chmod 700 {dirs.runtime}`")
     return dirs
 
 
@@ -74,9 +82,26 @@ def require_running(dirs: Dirs) -> Running:
 
 
 def served_home(dirs: Dirs, seen: Look) -> Path:
-    """The LLMWD_HOME that counts: the running supervisor's own, which may not be ours."""
+    """The LLMWD_HOME that counts: the running supervisor's own, which may not be ours. Refusal where it is not there."""
     ours = seen.running is not None and seen.facts.root is not None and seen.facts.root.pid == seen.running[0]
-    return Path(seen.facts.root.home) if ours else dirs.home
+    home = Path(seen.facts.root.home) if ours else dirs.home
+    if not os.path.isdir(home):
+        raise Refusal(f"LLMWD_HOME is {home}, and there is no such folder" + (" any more, though a supervisor runs from it" if ours else ""))
+    return home
+
+
+def profiles_in(home: Path) -> list[str]:
+    """The names of the profiles. Refusal where models/ is there and cannot be read."""
+    from llmwd.config import profile_names
+    from llmwd.config.profile import FOLDER
+
+    try:
+        os.listdir(home / FOLDER)
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise Refusal(f"the profiles in {home / FOLDER} cannot be read: {error.strerror}") from error
+    return profile_names(home)
 
 
 def watch(dirs: Dirs, running: Running, within_s: float) -> Iterator[Look]:

@@ -1,6 +1,9 @@
 """How every verb of llmwd-ctl behaves: exit codes, one sentence for an error, Ctrl-C, examples in the help."""
 
+import contextlib
+import errno
 import io
+import os
 import sys
 
 import click
@@ -11,6 +14,7 @@ from llmwd.vocab import Exit
 
 NAME = "llmwd-ctl"
 INTERRUPTED = 130  # 128 + SIGINT, as shells say it
+OUTPUT_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO})  # and no file has a name then
 
 
 class Refusal(click.ClickException):
@@ -31,7 +35,13 @@ class Program(click.Group):
         for stream in (sys.stdout, sys.stderr):
             if isinstance(stream, io.TextIOWrapper):  # a terminal that is not UTF-8 gets a "?", not a traceback
                 stream.reconfigure(errors="replace")
-        return super().main(args=args, prog_name=NAME, **extra)
+        try:
+            return super().main(args=args, prog_name=NAME, **extra)
+        except OSError as error:
+            if error.filename is not None or error.errno not in OUTPUT_ERRORS:
+                raise
+            _output_failed(error)
+            sys.exit(Exit.refused)
 
     def invoke(self, ctx: click.Context):
         try:
@@ -41,6 +51,15 @@ class Program(click.Group):
             raise click.exceptions.Exit(INTERRUPTED) from None
         except (DirError, ConfigError) as error:
             raise Refusal(str(error)) from error
+
+
+def _output_failed(error: OSError) -> None:
+    """Say it, and let nothing be left that the interpreter would try to write once more at its end."""
+    with contextlib.suppress(OSError):
+        click.echo(f"{NAME}: the output could not be written: {error.strerror}", err=True)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for fd in (1, 2):
+        os.dup2(nowhere, fd)
 
 
 def examples(*lines: str) -> str:

@@ -34,6 +34,8 @@ from llmwd.vocab import Holder, NodePhase, Phase, Reason, Worker
 
 CHECKOUT = Path(__file__).parents[2]
 CTL = [sys.executable, "-I", "-m", "llmwd.ctl.main"]
+# Root may read and write everything; without these rights it is kept out like everybody.
+KEPT_OUT = ["setpriv", "--bounding-set=-dac_override,-dac_read_search", "--inh-caps=-dac_override,-dac_read_search"] if os.getuid() == 0 else []
 
 
 class Stand:
@@ -169,6 +171,12 @@ class Stand:
             [*CTL, *words], env=self.env | env, input=text if text is not None else "", capture_output=True, text=True,
             timeout=60, cwd=self.dirs.home,
         )  # fmt: skip
+
+    def refused(self, *words: str) -> str:
+        """Run it to its end, without root's right to every file: what it says when it refuses (exit code 1)."""
+        done = subprocess.run([*KEPT_OUT, *CTL, *words], env=self.env, input="", capture_output=True, text=True, timeout=60)
+        assert done.returncode == 1 and "Traceback" not in done.stderr, (done.returncode, done.stdout, done.stderr)
+        return done.stderr
 
     def start_ctl(self, *words: str) -> subprocess.Popen[str]:
         """Begin llmwd-ctl; the caller ends it."""

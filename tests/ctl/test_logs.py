@@ -74,3 +74,23 @@ def test_a_reader_that_goes_away_is_no_error(stand, log):
     following.wait(timeout=30)
     following.stderr.close()
     assert errors == ""
+
+
+def test_a_log_that_cannot_be_read_is_refused_in_a_sentence(stand, log):
+    log.write_text("x\n")
+    log.chmod(0)
+    assert "server.log cannot be read: Permission denied" in stand.refused("logs", "server")
+    assert "cannot be read" in stand.refused("logs", "server", "-f")
+    stand.dirs.logs.chmod(0)
+    try:
+        assert "cannot be read: Permission denied" in stand.refused("logs", "root")
+    finally:
+        stand.dirs.logs.chmod(0o700)
+    (stand.dirs.logs / "root.log").mkdir()
+    assert "root.log cannot be read: Is a directory" in stand.refused("logs", "root")
+
+
+def test_more_lines_than_there_can_be_are_all_of_them(stand, log):
+    log.write_text("a\nb\n")
+    assert stand.ctl("logs", "server", "-n", "99999999999999999999").stdout == "a\nb\n"
+    assert stand.ctl("history", "-n", "99999999999999999999").returncode == 0

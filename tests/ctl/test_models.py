@@ -117,3 +117,21 @@ def test_check_tells_what_keeps_notices_from_being_sent(stand, tmp_path):
     token.chmod(0o600)
     config.write_text(f"{kept}\nNTFY_TOPIC=t\nNTFY_TOKEN_FILE={token}\nNOTIFY_URLS=json://127.0.0.1:9/x\n")
     assert stand.ctl("check").returncode == 0
+
+
+def test_profiles_that_cannot_be_read_are_not_said_to_be_none(stand):
+    stand.profile("good")
+    folder = stand.dirs.home / "models"
+    folder.chmod(0)
+    try:
+        for words in (("models",), ("models", "--names"), ("switch", "good")):
+            assert "models cannot be read: Permission denied" in stand.refused(*words)
+    finally:
+        folder.chmod(0o700)
+
+
+def test_a_home_that_is_not_there_is_said(stand):
+    stand.env["LLMWD_HOME"] = "/nowhere/llmwd"
+    for words in (("models",), ("check",), ("switch", "good")):
+        assert "LLMWD_HOME is /nowhere/llmwd, and there is no such folder" in stand.refused(*words)
+    assert stand.ctl("report").returncode == 0  # the journal is enough

@@ -296,3 +296,12 @@ def test_reload_refuses_settings_with_mistakes_and_leaves_the_root_alone(stand):
     done = stand.ctl("reload")
     assert done.returncode == 1 and "etc/config.env:1: NUM_GPUS" in done.stderr
     assert stand.signals == []
+
+
+def test_a_choice_that_cannot_be_kept_is_refused(stand):
+    stand.profile("glm")
+    stand.dirs.home.chmod(0o500)
+    try:
+        assert f"the choice cannot be kept in {stand.dirs.home}: Permission denied" in stand.refused("switch", "glm")
+    finally:
+        stand.dirs.home.chmod(0o700)

@@ -7,7 +7,7 @@ import click
 import pytest
 
 from llmwd.ctl.main import main
-from tests.ctl.stand import CHECKOUT
+from tests.ctl.stand import CHECKOUT, CTL
 
 BIN = CHECKOUT / "bin/llmwd-ctl"
 FAST_S = 0.3
@@ -40,6 +40,30 @@ def test_the_verbs_are_those_that_the_operator_was_promised():
 def test_errors_of_usage_exit_2(stand, words):
     done = stand.ctl(*words)
     assert done.returncode == 2 and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("words", [("status", "--json"), ("--help",), ("history",), ("report", "--json"), ("models",)])
+def test_output_that_cannot_be_written_is_one_sentence_and_exit_1(stand, words):
+    stand.profile("glm")
+    stand.begin()
+    (stand.dirs.state / "journal.jsonl").write_text('{"at": 1, "mono_s": 1, "event": "resumed"}\n')
+    with open("/dev/full", "w") as full:
+        done = subprocess.run([*CTL, *words], env=stand.env, stdin=subprocess.DEVNULL, stdout=full, stderr=subprocess.PIPE, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (1, "llmwd-ctl: the output could not be written: No space left on device\n")
+
+
+def test_a_runtime_folder_that_cannot_be_looked_into_is_not_taken_for_no_supervisor(stand, tmp_path):
+    stand.begin()
+    stand.dirs.runtime.chmod(0)
+    try:
+        assert f"the runtime folder {stand.dirs.runtime} cannot be read" in stand.refused("status")
+        stand.env["LLMWD_RUNTIME_DIR"] = str(stand.dirs.runtime / "below")
+        assert "cannot be looked at: Permission denied" in stand.refused("status")
+    finally:
+        stand.dirs.runtime.chmod(0o700)
+    stand.env["LLMWD_RUNTIME_DIR"] = str(tmp_path / "file")
+    (tmp_path / "file").write_text("")
+    assert "is not a folder" in stand.refused("yield")
 
 
 def run(stand, program, *words, **env):
