@@ -8,7 +8,6 @@ disk after it was: a crash in between repeats it, under the same sequence id.
 import secrets
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import msgspec
 
@@ -205,7 +204,10 @@ class Notifier:
         logs = [self.shell.boot.logs / notice.log for notice in due if notice.log]
         if logs:
             self.looking = due
-            self.shell.beside(lambda: _tails(self.shell.boot.home, logs), lambda tails: self._looked(due, tails or []))
+            self.shell.beside(  # any profile's server may have written them
+                lambda: learn_profiles(self.shell.boot.home) or [redact.mask(cloudflared.tail(path, 0)) for path in logs],
+                lambda tails: self._looked(due, tails or []),
+            )
             self.shell.at("log", time.monotonic() + LOG_WITHIN_S, lambda: self._looked(due, []))
             return
         self._put_all(due)
@@ -316,12 +318,6 @@ class Notifier:
         self._published = fact
         if repeat or before is None or msgspec.structs.replace(before, at_s=now_s) != fact:
             self.shell.publish(fact)
-
-
-def _tails(home: Path, logs: list[Path]) -> list[str]:
-    """The ends of logs, without the secrets of the profiles whose servers may have written them. Blocks."""
-    learn_profiles(home)
-    return [redact.mask(cloudflared.tail(path, 0)) for path in logs]
 
 
 def main(shell: Shell) -> None:
