@@ -4,6 +4,7 @@ Runtime (sockets, locks, retained facts) is node-local; state (orders, journal, 
 home folder, hence one folder for each host in it.
 """
 
+import errno
 import fcntl
 import os
 import shlex
@@ -11,11 +12,12 @@ import socket
 import stat
 import tempfile
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import msgspec
 
+from llmwd import ownership
 from llmwd.adapters.procs import alive, start_ticks
 from llmwd.messages import Envelope
 
@@ -26,6 +28,8 @@ RELEASE_SCRIPT = "release.sh"
 
 # How long the lock may be held by somebody whose pid is not in it, before that counts as a supervisor.
 ASKED_WITHIN_S = 2.0
+
+LINKS_MOST = 40  # as the kernel has it
 
 _decoder = msgspec.msgpack.Decoder(Envelope)
 
@@ -72,32 +76,63 @@ def find_dirs(environ: Mapping[str, str]) -> Dirs:
     return Dirs(home.absolute(), runtime.absolute(), state.absolute())
 
 
-def make_private(path: Path, what: str) -> None:
-    """Make the folder with mode 0700, or check that it is ours alone. Raises DirError.
-
-    Everything in it is trusted from then on, so nobody else may have been able to put something there, or to put
-    another folder in its place.
-    """
+def make_ours(path: Path, what: str) -> os.stat_result:
+    """Make the folder with mode 0700, or check that nobody else can have put something there, or can put another folder in
+    its place: what is in it is trusted from then on. Raises DirError."""
     try:
-        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for folder in (*reversed(path.parents), path):
+            if not os.path.lexists(folder):  # each with this mode, whatever the umask is
+                folder.mkdir(mode=0o700, exist_ok=True)
         # lstat: a link planted in a shared folder must not lead us to somebody else's place.
         found = path.lstat()
+        if not stat.S_ISDIR(found.st_mode):
+            raise DirError(f"the {what} folder {path} is not a folder (a link, or a file): remove it, or name another")
+        if found.st_uid != os.getuid():
+            raise DirError(f"the {what} folder {path} belongs to uid {found.st_uid}, not to us: name another folder")
+        if ownership.others_may_write(found):
+            raise DirError(
+                f"the {what} folder {path} can be written by others, who may have put something into it: remove it, or "
+                f"look through it and `chmod 700 {path}`"
+            )
+        for passed in _passed_on_the_way(path.parent):
+            if why := _who_replaces_what_is_in(passed):
+                raise DirError(f"the {what} folder {path} can be replaced by others, {why}: name another folder")
     except OSError as error:
         raise DirError(f"the {what} folder {path} cannot be made: {error.strerror}") from error
-    if not stat.S_ISDIR(found.st_mode):
-        raise DirError(f"the {what} folder {path} is not a folder (a link, or a file): remove it, or name another")
-    if found.st_uid != os.getuid():
-        raise DirError(f"the {what} folder {path} belongs to uid {found.st_uid}, not to us: name another folder")
-    if found.st_mode & 0o022:
-        raise DirError(
-            f"the {what} folder {path} can be written by others, who may have put something into it: remove it, or "
-            f"look through it and `chmod 700 {path}`"
-        )
-    for above in path.resolve().parents:
-        mode = above.stat().st_mode
-        if mode & stat.S_IWOTH and not mode & stat.S_ISVTX:
-            raise DirError(f"the {what} folder {path} can be replaced by others, who may write to {above}: name another folder")
-    if found.st_mode & 0o077:
+    return found
+
+
+def _passed_on_the_way(path: Path) -> Iterator[Path]:
+    """Every folder and link that the kernel passes when it looks `path` up, `path` itself included."""
+    at, left, links = Path("/"), list(reversed(path.parts[1:])), 0
+    yield at
+    while left:
+        name = left.pop()
+        at = at.parent if name == ".." else at / name
+        yield at
+        if at.is_symlink():
+            links += 1
+            if links > LINKS_MOST:
+                raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path))
+            target = Path(os.readlink(at))
+            left += reversed(target.parts[1:] if target.is_absolute() else target.parts)
+            at = Path("/") if target.is_absolute() else at.parent
+
+
+def _who_replaces_what_is_in(passed: Path) -> str:
+    """Who else can put something in the place of what lies in this folder or behind this link; "" for nobody. In a sticky
+    folder everybody can make something, and only its owner and the folder's can take it away."""
+    found = passed.lstat()
+    if not ownership.is_ours_or_roots(found):
+        return f"because {passed} belongs to uid {found.st_uid}"
+    if stat.S_ISDIR(found.st_mode) and not found.st_mode & stat.S_ISVTX and ownership.others_may_write(found):
+        return f"who may write to {passed}"
+    return ""
+
+
+def make_private(path: Path, what: str) -> None:
+    """Like make_ours, and nobody else can read it. Raises DirError."""
+    if make_ours(path, what).st_mode & 0o077:
         try:
             if any(path.iterdir()):
                 # It may be in use for something else: closing it would lock people out of what is theirs.

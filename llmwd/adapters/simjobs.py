@@ -3,13 +3,16 @@
 A second line `for=30` ends the job by itself 30 s after the file was written.
 """
 
+import errno
 import os
 import re
 import stat
 import time
+from pathlib import Path
 
 from llmwd.adapters import inotify
-from llmwd.adapters.jobfolders import Absent, Gpus, JobFolders
+from llmwd.adapters.jobfolders import Gpus, JobFolders
+from llmwd.adapters.rundir import DirError, make_ours
 from llmwd.vocab import Source
 
 FILE = re.compile(r"job_(?P<id>[0-9]+)")
@@ -62,9 +65,9 @@ class SimJobs(JobFolders):
 
     def walk(self) -> None:
         try:
-            os.makedirs(self._folder, mode=0o700, exist_ok=True)
-        except OSError as error:
-            raise Absent(f"cannot make the simulation folder {self._folder}: {error.strerror}") from error
+            make_ours(Path(self._folder), "simulation")
+        except DirError as error:  # whoever can write there says when we yield
+            raise PermissionError(errno.EACCES, str(error), self._folder) from error
         self.enter(self._folder, holds=True)
 
     def noticed(self, folder: str, name: str, present: bool) -> None:

@@ -120,5 +120,15 @@ def test_a_removed_folder_is_made_again(sim: SimJobs, folder: Path) -> None:
 def test_where_the_folder_cannot_be_made_the_source_says_so(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     sim = SimJobs(str(tmp_path / "file" / "sim"))
-    assert sim.scan() is None and "cannot make" in sim.check().why
+    assert sim.scan() is None and "cannot be made" in sim.check().why
     sim.close()
+
+
+@pytest.mark.parametrize("mode", [0o777, 0o722])
+def test_a_folder_that_others_can_write_is_refused_because_they_would_say_when_we_yield(sim: SimJobs, folder: Path, mode: int) -> None:
+    folder.chmod(mode)
+    (folder / "job_1").write_text("0\n")
+    assert sim.scan() is None and not sim.check().works and not sim.absent  # a failure: it is no excuse to serve
+    assert "can be written by others" in sim.check().why
+    folder.chmod(0o755)
+    assert sim.scan() == {"1": (0,)}
