@@ -60,7 +60,7 @@ def sentence(stderr: str) -> str:
 
 
 def form_of(why: str, text: str = "") -> str:
-    """What makes a text that was not understood a form of its own: its GRES and the fault, not the numbers in it, nor how many there are."""
+    """What makes a text that was not understood a form of its own: its GRES and the fault, whatever numbers are in it."""
     details = re.findall(r"GRES\S{0,10}=\S{1,200}|\S{0,200}\(IDX\S{0,100}", text)[:8]
     return re.sub(r"[0-9]+(?:[-,/][0-9]+)*", "#", " ".join([why.split(" (")[0], *details]))
 

@@ -453,6 +453,33 @@ def test_a_count_from_before_a_job_left_says_nothing_of_those_who_stayed(claims:
     assert hidden(claims, 4.2) is not None
 
 
+@pytest.mark.parametrize("indices", [True, False])
+def test_of_a_storm_nothing_is_kept(indices: bool) -> None:
+    """Two thousand jobs, a hundred at a time: some are asked for, some are listed, some come back; a reading settles them."""
+    claims, now_s = Claims(DEADLINE_S), 10.0
+    for first in range(0, 2000, 100):
+        ids = [str(id) for id in range(first, first + 100)]
+        claims.see(tuple(seen(id, now_s) for id in ids), now_s)
+        answered(claims, running(0), ids[0], now_s)
+        failed(claims, Failure.invalid_job, ids[1], now_s)
+        claims.asked(ids[2])  # and while it is, the job goes
+        claims.see((), now_s + 0.05)
+        claims.see((seen(ids[3], now_s + 0.06),), now_s + 0.06)
+        claims.see((), now_s + 0.07)
+        claims.read(used(now_s + 0.02) if indices else counted(now_s + 0.02, 0), now_s + 0.08)
+        claims.take_listing(frozenset() if indices else frozenset(ids[4:6]), now_s + 0.09)
+        claims.fail(ids[2], Failure.timed_out, "no answer", now_s + 0.1)
+        now_s += 0.1
+    assert len(claims.views(now_s)) > 50
+    claims.read(used(now_s) if indices else counted(now_s, 0), now_s + 0.1)
+    claims.take_listing(frozenset(), now_s + 0.1)
+    claims.read(used(now_s + 0.2) if indices else counted(now_s + 0.2, 0), now_s + 0.3)
+    claims.take_listing(frozenset(), now_s + 0.3)
+    assert claims.views(now_s + 99) == () and claims.next_s(now_s) is None and not claims.reading_wanted()
+    kept = (claims._jobs, claims._leaving, claims._asked, claims._local, claims._listed)
+    assert not any(kept)
+
+
 def test_a_job_that_is_here_is_asked_for_before_all_that_came_and_went(claims: Claims) -> None:
     claims.see(tuple(seen(str(id), 1.0) for id in range(100, 200)), 1.0)
     claims.see((), 1.5)

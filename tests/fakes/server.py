@@ -21,6 +21,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 FLAGS = {  # name: (type, meaning)
     "ready-after": (float, "seconds until it listens"),
     "ignore-term": (bool, "SIGTERM does nothing, in no process of the tree"),
+    "note-term": (str, "SIGTERM does nothing but write the server's pid on a line of this file"),
     "hang-on-term": (bool, "on SIGTERM the engine ends and the server closes its port, but stays"),
     "swallow-term-while-loading": (bool, "the first SIGTERM before it is ready does nothing"),
     "refork-on-term": (int, "on SIGTERM go on in a new child, this many times, SIGTERM each"),
@@ -103,8 +104,14 @@ class Signals:
         self.reforks = args.refork_on_term or 0
         if args.ignore_term:
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        elif args.note_term:
+            signal.signal(signal.SIGTERM, self.note)
         elif args.hang_on_term or args.swallow_term_while_loading or self.reforks:
             signal.signal(signal.SIGTERM, self.on_term)
+
+    def note(self, *_) -> None:
+        with open(self.args.note_term, "a") as file:
+            file.write(f"{os.getpid()}\n")
 
     def on_term(self, *_) -> None:
         if self.loading and self.args.swallow_term_while_loading and not self.swallowed:
