@@ -5,6 +5,7 @@ import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import FrameType
 
 import click
 import msgspec
@@ -13,12 +14,13 @@ from llmwd.adapters.journal import Journal, JournalTail
 from llmwd.adapters.rundir import Dirs
 from llmwd.core.journaled import Line, read
 from llmwd.core.pastyields import PARTS, Release, Yield
+from llmwd.core.release import within_budget
 from llmwd.core.telling import spell_s
 from llmwd.core.wording import name_gpus, spell_gpus
 from llmwd.ctl.arguments import DURATION, GPUS, Gpus, as_json
-from llmwd.ctl.place import Look, Running, find_place, look, require_running, served_home, watch
+from llmwd.ctl.place import Look, Running, find_place, look, require_running, watch
 from llmwd.ctl.program import Refusal, examples
-from llmwd.ctl.simulate import sim_folder, write_job
+from llmwd.ctl.simulate import sim_folder, write_job, written_settings
 from llmwd.messages import ReleaseProof
 from llmwd.vocab import Exit, NodePhase, Source
 
@@ -67,8 +69,9 @@ def drill(ctx: click.Context, phase: str, gpus: tuple[int, ...] | None, within_s
     With --while loading, a first job makes it load again, and a second one strikes then. Exit code 1 if the release
     took longer than YIELD_BUDGET or did not come.
     """
-    for number in ENDINGS:  # all of them end it like Ctrl-C: the job is removed
-        signal.signal(number, signal.default_int_handler)
+    for number in ENDINGS:
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup wants it
+            signal.signal(number, _end_once)
     dirs = find_place()
     stage = Stage(dirs, require_running(dirs), within_s)
     chosen = stage.choose(gpus)
@@ -82,6 +85,13 @@ def drill(ctx: click.Context, phase: str, gpus: tuple[int, ...] | None, within_s
     if as_json:
         click.echo(msgspec.json.format(msgspec.json.encode(outcome)).decode())
     ctx.exit(Exit.done if outcome.passed else Exit.refused)
+
+
+def _end_once(number: int, frame: FrameType | None) -> None:
+    """All of them end it like Ctrl-C. A second one changes nothing: it could come while the job is being removed."""
+    for each in ENDINGS:
+        signal.signal(each, signal.SIG_IGN)
+    raise KeyboardInterrupt
 
 
 def _while_loading(stage: "Stage", gpus: tuple[int, ...], back_within_s: float) -> Outcome:
@@ -107,15 +117,13 @@ class Stage:
     """The running llmwd, and where simulated jobs are put. Refusal where a drill cannot be."""
 
     def __init__(self, dirs: Dirs, running: Running, within_s: float):
-        from llmwd.config import load
-
         self.dirs, self.running, self.within_s = dirs, running, within_s
         seen = self.look()
         if not any(source.name == Source.sim and source.works for source in seen.status.sources):
             why = [source.why for source in seen.status.sources if source.name == Source.sim and source.why]
             raise Refusal(f"nobody looks at simulated jobs here ({why[0] if why else 'DETECTION does not name sim'}), so there can be no drill")
-        self.folder = sim_folder(dirs, seen)
-        self.budget_s = load(served_home(dirs, seen)).settings.yield_budget_s
+        settings = written_settings(dirs, seen)
+        self.folder, self._written_budget_s = sim_folder(dirs, settings), settings.yield_budget_s
 
     def look(self) -> Look:
         return look(self.dirs, self.running)
@@ -156,8 +164,11 @@ class Stage:
         try:
             path = write_job(self.folder, f"{spell_gpus(gpus)}\nfor={self.within_s + OVER_AFTER_S:.3f}\n", taken)
             try:
-                signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDINGS)
-                yield path.name.removeprefix("job_")
+                try:
+                    signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDINGS)
+                    yield path.name.removeprefix("job_")
+                finally:  # an end asked for here is raised by this call at the latest, and there is no second one
+                    signal.pthread_sigmask(signal.SIG_BLOCK, ENDINGS)
             finally:
                 path.unlink(missing_ok=True)
         finally:
@@ -189,19 +200,14 @@ class Stage:
             time.sleep(0.02)
 
     def _outcome(self, job: str, gpus: tuple[int, ...], phase: str, epoch: int, proof: ReleaseProof | None, told: Yield | None) -> Outcome:
-        took_s = proof.proved_s - proof.begun_s if proof is not None else None
-        parts = {part: getattr(told, part) for part in PARTS} if told is not None else {}
-        budget = f"the budget of {self.budget_s:g} s"
-        if took_s is None:
-            passed, verdict = False, f"no release was proved within {self.within_s:g} s; {budget} is BROKEN"
-        elif took_s > self.budget_s or proof.judged:
-            away = "; llmwd stays away until `llmwd-ctl resume`" if proof.judged else ""
-            passed, verdict = False, f"proved after {spell_s(took_s)}: {budget} is BROKEN{away}"
-        else:
-            passed, verdict = True, f"proved within {spell_s(took_s)} of {budget}"
+        # The supervisor's own budget where it told it: the file may have been edited since it was read.
+        budget_s = told.budget_s if told is not None and told.budget_s is not None else self._written_budget_s
+        passed, verdict = judged(proof, budget_s, self.within_s)
         return Outcome(
-            job=job, gpus=gpus, while_phase=str(phase), epoch=epoch, passed=passed, verdict=verdict, took_s=took_s,
-            budget_s=self.budget_s, parts=parts, requests=told.requests if told is not None else None,
+            job=job, gpus=gpus, while_phase=str(phase), epoch=epoch, passed=passed, verdict=verdict,
+            took_s=proof.proved_s - proof.begun_s if proof is not None else None, budget_s=budget_s,
+            parts={part: getattr(told, part) for part in PARTS} if told is not None else {},
+            requests=told.requests if told is not None else None,
         )  # fmt: skip
 
     def _journal(self, outcome: Outcome, lasted_s: float) -> None:
@@ -221,6 +227,19 @@ class Stage:
             if status.phase in (NodePhase.held, NodePhase.failed, NodePhase.stopped):
                 break
         raise Refusal(f"the drill's job is gone, but llmwd is {status.phase}: {status.detail or status.reason.meaning}", Exit.timed_out)
+
+
+def judged(proof: ReleaseProof | None, budget_s: float, within_s: float) -> tuple[bool, str]:
+    """(passed, the verdict in words), as the resolver judges it."""
+    budget = f"the budget of {budget_s:g} s"
+    if proof is None:
+        return False, f"no release was proved within {within_s:g} s; {budget} is BROKEN"
+    took = spell_s(proof.proved_s - proof.begun_s)
+    if not within_budget(proof, budget_s):
+        return False, f"proved after {took}: {budget} is BROKEN; llmwd stays away until `llmwd-ctl resume`"
+    if proof.proved_s - proof.begun_s <= budget_s:
+        return True, f"proved within {took} of {budget}"
+    return True, f"gone within {spell_s(proof.gone_s - proof.begun_s)} of {budget}; the driver's proof came only after {took}"
 
 
 def _take(release: Release, line: Line) -> None:

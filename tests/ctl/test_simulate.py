@@ -1,6 +1,8 @@
 """Simulated jobs are files, whole from their first moment, each with an id of its own."""
 
 import json
+import resource
+import signal
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
 
@@ -8,6 +10,7 @@ import msgspec
 import pytest
 
 from llmwd.adapters.simjobs import parse
+from llmwd.ctl.program import Refusal
 from llmwd.ctl.simulate import write_job
 from llmwd.messages import JobClaim, SourceState
 
@@ -49,6 +52,30 @@ def test_many_at_once_get_different_ids(tmp_path):
         paths = list(pool.map(lambda _: write_job(tmp_path, "0\n", set()), range(40)))
     assert len(set(paths)) == 40
     assert {path.name for path in tmp_path.iterdir()} == {path.name for path in paths}
+
+
+def test_a_full_disk_leaves_nothing_of_a_job(tmp_path):
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, limits[1]))
+    try:
+        with pytest.raises(Refusal, match="no simulated job can be made in"):
+            write_job(tmp_path, "0\n", set())
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, before)
+    assert list(tmp_path.iterdir()) == []
+    assert write_job(tmp_path, "0\n", set()).name == "job_900001"
+
+
+@pytest.mark.parametrize("place", ["file", "file/below"])
+def test_a_folder_that_cannot_be_is_refused_in_a_sentence(stand, tmp_path, place):
+    (tmp_path / "file").write_text("")
+    (stand.dirs.home / "etc/config.env").write_text(f"SIM_DIR={tmp_path}/{place}\n")
+    stand.begin()
+    assert f"no simulated job can be made in {tmp_path}/{place}" in stand.refused("simulate", "job", "--gpus", "0")
+    assert "cannot be ended: Not a directory" in stand.refused("simulate", "end", "900001")
+    assert "no simulated job can be made" in stand.refused("drill", "--gpus", "2")
 
 
 def test_the_end_of_a_job_removes_its_file_and_a_second_end_exits_1(stand):
