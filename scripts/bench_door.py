@@ -5,10 +5,14 @@
     scripts/bench_door.py --server vllm      real vLLM (the embedded one) on the CPU
     scripts/bench_door.py --quick            a few seconds, to see that it runs
 
-A whole llmwd runs, with keys, as people meet it. Measured are the time to the first token of one request at a time (the
-door may add 2 ms in the median), and the tokens of 64 streams at once (at least 95 % of the model's own must come through).
-The server that only streams does the latter twice: at 50 tokens/s a stream, which judges, and without any pause, which tells
-how much the door carries where it shares the cores with client and server. Exit code 1: the door costs more than it may.
+A whole llmwd runs, with keys, as people meet it. Judged are
+  the time to the first token, of one request at a time: the door may add 2 ms in the median
+  64 streams at once, at 50 tokens/s each from the server that only streams, or as real vLLM sends them: at least 95 % of the
+  model's own tokens must come through
+  64 streams without any pause, where the door is the bottleneck: at least 20,000 tokens/s, which is 300 tokens/s for each
+Not judged, but shown: the share of the model's own that comes through without any pause. The door shares the cores with
+client and server there, and whoever takes a part of a core then takes a part of the tokens. Exit code 1: the door costs
+more than it may.
 """
 
 import argparse
@@ -37,7 +41,9 @@ EMBEDDED = Path(
 STREAMS = 64
 MOST_ADDED_S = 0.002
 LEAST_SHARE = 0.95
+LEAST_CARRIED = 20_000.0  # tokens a second
 TOKEN_EVERY_S = 0.02
+FLOOD = f"{STREAMS} streams without a pause"
 REQUEST_WITHIN_S = 300.0
 
 
@@ -49,7 +55,7 @@ class Plan(msgspec.Struct, frozen=True):
     tokens: int
 
 
-PLANS = {("fast", False): Plan(300, 5, 200), ("fast", True): Plan(20, 1, 20), ("vllm", False): Plan(200, 3, 40), ("vllm", True): Plan(4, 1, 4)}
+PLANS = {("fast", False): Plan(300, 5, 200), ("fast", True): Plan(20, 3, 50), ("vllm", False): Plan(200, 3, 40), ("vllm", True): Plan(4, 1, 4)}
 
 
 class Way(msgspec.Struct, frozen=True):
@@ -176,28 +182,39 @@ def lets_in(port: int, key: str) -> bool:
         connection.close()
 
 
-def report(found: dict[str, dict[str, list[float]]], judged: str) -> bool:
+def judged(found: dict[str, dict[str, list[float]]]) -> dict[str, float]:
+    """Of the worse way through the door: seconds added to the first token, the share of paced streams, tokens/s without a pause."""
+    # Of each turn, not of the medians: real vLLM's own time differs by more than the door adds.
+    by_turns = lambda ways, by: [statistics.median(map(by, ways[name], ways["direct"])) for name in ways if name != "direct"]
+    values = {"added_s": max(by_turns(found["first token"], lambda a, b: a - b))}
+    for what, ways in found.items():
+        if what == FLOOD:
+            values["carried"] = min(by_turns(ways, lambda a, _: a))
+        elif what != "first token":
+            values["share"] = min(by_turns(ways, lambda a, b: a / b))
+    return values
+
+
+def report(found: dict[str, dict[str, list[float]]]) -> bool:
     """Print it all; whether the door costs no more than it may."""
     first = {name: statistics.median(values) for name, values in found["first token"].items()}
     print(f"{'':32}" + "".join(f"{name:>16}" for name in first))
     print(f"{'time to first token, median':32}" + "".join(f"{value * 1e3:13.2f} ms" for value in first.values()))
-    # Of each turn, not of the medians: real vLLM's own time differs by more than the door adds.
-    turns = {name: [a - b for a, b in zip(values, found["first token"]["direct"])] for name, values in found["first token"].items()}
-    added = {name: statistics.median(values) for name, values in turns.items()}
-    print(f"{'  added, median':32}" + "".join(f"{value * 1e3:13.2f} ms" for value in added.values()))
-    added_s = max(added.values())
-    good = added_s <= MOST_ADDED_S
-    verdicts = [f"added to the time to first token: {added_s * 1e3:.2f} ms, at most {MOST_ADDED_S * 1e3:.0f} ms"]
     for what, ways in found.items():
-        if what == "first token":
-            continue
-        print(f"{what:32}" + "".join(f"{statistics.median(values):14.0f}/s" for values in ways.values()))
-        shares = {name: statistics.median(a / b for a, b in zip(values, ways["direct"])) for name, values in ways.items()}
-        print(f"{'  of the direct':32}" + "".join(f"{share:15.1%} " for share in shares.values()))
-        if what == judged:
-            good &= min(shares.values()) >= LEAST_SHARE
-            verdicts.append(f"{what}: {min(shares.values()):.1%} of the direct, at least {LEAST_SHARE:.0%}")
-    print("\n".join(verdicts))
+        if what != "first token":
+            print(f"{what:32}" + "".join(f"{statistics.median(values):14.0f}/s" for values in ways.values()))
+            shares = [statistics.median(a / b for a, b in zip(values, ways["direct"])) for values in ways.values()]
+            print(f"{'  of the direct':32}" + "".join(f"{share:15.1%} " for share in shares))
+    values = judged(found)
+    verdicts = [
+        (values["added_s"] <= MOST_ADDED_S, f"added to the time to first token: {values['added_s'] * 1e3:.2f} ms, at most {MOST_ADDED_S * 1e3:.0f} ms"),
+        (values["share"] >= LEAST_SHARE, f"tokens that come through: {values['share']:.1%} of the direct, at least {LEAST_SHARE:.0%}"),
+    ]
+    if "carried" in values:
+        verdicts.append((values["carried"] >= LEAST_CARRIED, f"carried without a pause: {values['carried']:.0f}/s, at least {LEAST_CARRIED:.0f}/s"))
+    for good, words in verdicts:
+        print(f"{'good' if good else 'BAD ':5}{words}")
+    good = all(good for good, _ in verdicts)
     print("the door costs no more than it may" if good else "the door COSTS MORE THAN IT MAY")
     return good
 
@@ -209,8 +226,8 @@ def main() -> int:
     parser.add_argument("--json", type=Path, help="write every single value to this file as well")
     asked = parser.parse_args()
     plan = PLANS[asked.server, asked.quick]
-    paced, flood = f"{STREAMS} streams at {1 / TOKEN_EVERY_S:.0f} tokens/s", f"{STREAMS} streams without a pause"
-    kinds = {paced: TOKEN_EVERY_S, flood: 0.0} if asked.server == "fast" else {f"{STREAMS} streams": 0.0}
+    paced = f"{STREAMS} streams at {1 / TOKEN_EVERY_S:.0f} tokens/s"
+    kinds = {paced: TOKEN_EVERY_S, FLOOD: 0.0} if asked.server == "fast" else {f"{STREAMS} streams": 0.0}
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:
         tree = started(Path(folder), asked.server)
         key = key_for(tree)
@@ -225,7 +242,7 @@ def main() -> int:
             tree.close()
     if asked.json:
         asked.json.write_text(json.dumps(found, indent=1))
-    return 0 if report(found, next(iter(kinds))) or asked.quick else 1
+    return 0 if report(found) or asked.quick else 1
 
 
 if __name__ == "__main__":

@@ -104,11 +104,10 @@ def _routes(wanted: Wanted) -> list[Part]:
         {"match": [{"not": [_path(list(allowed))]}], "handle": [not_found], "terminal": True},
         {"match": [{"not": fits}], "handle": [no_method], "terminal": True},
         *_key_routes(wanted),
-        *_away_routes(wanted),
-        # A connection that became something else than HTTP would be past all of this.
+        # A connection that became something else than HTTP would be past all of this; and people put secrets into queries.
         {"match": [_path(list(PATHS))], "handle": [{"handler": "headers", "request": {"delete": ["Upgrade"]}}, {"handler": "rewrite", "uri": "?"}]},
         {"handle": [{"handler": "request_body", "max_size": wanted.body_mb << 20}]},
-        {"match": [_path(list(LOOKS))], "handle": _look(wanted), "terminal": True},
+        *_away_routes(wanted),
         {"handle": [_work(wanted)]},
     ]  # fmt: skip
 
@@ -168,11 +167,14 @@ def _here(wanted: Wanted, *words: str) -> Part:
 
 
 def _away_routes(wanted: Wanted) -> list[Part]:
-    """Who only looks is answered at once; what has work for the model may wait."""
+    """Who only looks is answered at once; what has work for the model may wait. (Each look at the word reads its file: once
+    for a request.)"""
     shut, away = {"not": [_here(wanted, OPEN)]}, {"not": [_here(wanted, OPEN, HOLDING)]}
+    told = [{"match": [_path(["/v1/models"])], "handle": [answers.models(wanted)], "terminal": True}, {"handle": [answers.closed(wanted)]}]
+    looks = [{"match": [shut], "handle": [{"handler": "subroute", "routes": told}], "terminal": True}, {"handle": _look(wanted)}]
     return [
-        {"match": [{**shut, **_path(["/v1/models"])}], "handle": [answers.models(wanted)], "terminal": True},
-        {"match": [{**shut, **_path(["/health"])}, away], "handle": [answers.closed(wanted)], "terminal": True},
+        {"match": [_path(list(LOOKS))], "handle": [{"handler": "subroute", "routes": looks}], "terminal": True},
+        {"match": [away], "handle": [answers.closed(wanted)], "terminal": True},
     ]
 
 
