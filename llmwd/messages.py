@@ -181,6 +181,7 @@ class GpusFact(Message, tag="gpus", kw_only=True):
     proof: ReleaseProof | None = None  # of the last lease that ended
     map_certain: bool = True  # whether each of Slurm's indices is known to be one GPU
     map_why: str = ""
+    map_by_index: dict[int, tuple[str, ...]] = {}  # Slurm's index -> UUIDs of the GPUs that it can mean
     at_s: float
 
 

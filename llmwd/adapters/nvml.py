@@ -21,7 +21,7 @@ from typing import Literal
 
 import msgspec
 
-Kind = Literal["inventory", "use", "proc"]
+Kind = Literal["inventory", "use"]
 
 PROGRAM = Path(__file__).with_name("nvml_probe.py")
 STUCK_MAX = 3  # probes that could not be killed; beyond, no further one is sent into a driver that hangs
@@ -71,17 +71,20 @@ class GpuProcess(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class GpuUse(msgspec.Struct, frozen=True, kw_only=True):
-    """Who uses a GPU. With an `error` (NVML_ERROR_*) the rest may be incomplete: the GPU is unknown."""
+    """Who uses a GPU. With an `error` (NVML_ERROR_*) the rest may be incomplete: the GPU is unknown. mig, mig_uuids: as
+    in GpuInfo, for an administrator may cut a GPU at any time."""
 
     index: int
     uuid: str
+    mig: bool = False
+    mig_uuids: tuple[str, ...] = ()
     processes: tuple[GpuProcess, ...] = ()
     used_bytes: int | None = None
     error: str = ""
 
 
 class Inventory(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """Answer to "inventory", and to "proc" (from /proc/driver/nvidia, without the library). Began at `at_s`."""
+    """Answer to "inventory": what the GPUs are. Began at `at_s`."""
 
     at_s: float
     driver: str

@@ -61,8 +61,6 @@ def _end_with_parent() -> None:
 def answer(kind: str) -> dict[str, Any]:
     """One of the three answers: Inventory, Use or DriverFailure, with its name under "type"."""
     at_s = time.monotonic()
-    if kind == "proc":
-        return {"type": "Inventory", "at_s": at_s, "driver": "", "gpus": proc_inventory()}
     try:
         import pynvml
     except ImportError as error:
@@ -179,15 +177,17 @@ class Driver:
                 memory = self.call(self.p.nvmlDeviceGetMemoryInfo, handle)
                 gpu["uuid"] = self.text(self.p.nvmlDeviceGetUUID, handle)
                 gpu["used_bytes"] = memory.used if memory else None
-                gpu["processes"] = self._processes(handle)
+                slices = list(self._slices(handle))
+                gpu["mig"] = self._in_mig_mode(handle)
+                gpu["mig_uuids"] = [uuid for one in slices if (uuid := self.text(self.p.nvmlDeviceGetUUID, one))]
+                gpu["processes"] = self._processes(handle, slices)
             gpu["error"] = self.errors[0] if self.errors else ""
             gpus.append(gpu)
         return gpus
 
-    def _processes(self, handle: Any) -> list[dict[str, Any]]:
+    def _processes(self, handle: Any, slices: list[Any]) -> list[dict[str, Any]]:
         """Of the GPU and of each of its MIG devices: the GPU's own list is whole for privileged users only."""
         found: dict[tuple[int, str], dict[str, Any]] = {}
-        slices = list(self._slices(handle))
         for one in [handle, *slices]:
             for kind in ("Compute", "Graphics"):
                 for process in self._listed(one, kind, may_refuse=bool(slices) and one is handle):
@@ -238,31 +238,6 @@ def numa_node(pci: str, sysfs: Path = Path("/sys")) -> int | None:
     except (OSError, ValueError):
         return None
     return node if node >= 0 else None
-
-
-def proc_inventory(root: Path = Path("/proc/driver/nvidia")) -> list[dict[str, Any]]:
-    """The GPUs as the kernel module lists them, for when the library does not answer: UUID, minor, PCI, model.
-
-    Read here and not by the asker, because reading it takes the driver's lock. `index` is the place in PCI order.
-    """
-    gpus = []
-    for path in sorted(root.glob("gpus/*/information")):
-        fields = dict(line.split(":", 1) for line in path.read_text(errors="replace").splitlines() if ":" in line)
-        told = {name.strip(): value.strip() for name, value in fields.items()}
-        if told.get("GPU Excluded") == "Yes":
-            continue
-        uuid, minor = told.get("GPU UUID", ""), told.get("Device Minor", "")
-        gpus.append(
-            {
-                "index": len(gpus),
-                "uuid": "" if "?" in uuid else uuid,  # question marks until the GPU is first opened
-                "minor": int(minor) if minor.isdigit() else None,
-                "pci": path.parent.name,
-                "name": told.get("Model", ""),
-                "numa": numa_node(path.parent.name),
-            }
-        )
-    return gpus
 
 
 if __name__ == "__main__":

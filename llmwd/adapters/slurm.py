@@ -19,6 +19,7 @@ import msgspec
 # An operator's own habits for the commands, which would change what they answer.
 BENDING = ("SQUEUE_", "SINFO_", "SCONTROL_", "SLURM_JOB_ID", "SLURM_TIME_FORMAT")
 OUTPUT_BYTES = 1 << 20  # of one answer: five hundred records of an array's tasks
+NODE_USE_WIDTH = 256 + 64
 # A line of half a kilobyte for every node in every partition.
 LISTING_BYTES = 64 << 20
 ERROR_BYTES = 4096  # of what it says when it fails
@@ -124,8 +125,9 @@ def show_job(job: str) -> list[str]:
 
 
 def node_use(node: str) -> list[str]:
-    """The cheapest question there is about one node: which GPUs are allocated, and the node's state."""
-    return ["sinfo", "-a", "-h", "-N", "-n", node, "-O", "GresUsed:256,StateComplete:64"]
+    """The cheapest question there is about one node: which GPUs are allocated, and the node's state, in NODE_USE_WIDTH
+    characters a line; behind them, because it costs nothing more, which GPUs it has."""
+    return ["sinfo", "-a", "-h", "-N", "-n", node, "-O", "GresUsed:256,StateComplete:64,Gres:256"]
 
 
 def node_gres() -> list[str]:

@@ -7,9 +7,10 @@ index stands for every GPU that some rule names, and so a job on it takes all of
 back is a loss, too few would hurt a job.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain, permutations
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import msgspec
 
@@ -30,11 +31,16 @@ class GpuLike(Protocol):
     @property
     def name(self) -> str: ...
     @property
+    def mig(self) -> bool: ...
+    @property
     def mig_uuids(self) -> tuple[str, ...]: ...
     @property
     def nvlink(self) -> tuple[int, ...]: ...
     @property
     def numa(self) -> int | None: ...
+
+
+Named = TypeVar("Named", bound=GpuLike)
 
 
 class SimGpu(msgspec.Struct, frozen=True, kw_only=True):
@@ -45,6 +51,7 @@ class SimGpu(msgspec.Struct, frozen=True, kw_only=True):
     minor: int | None
     pci: str
     name: str = "simulated"
+    mig: bool = False
     mig_uuids: tuple[str, ...] = ()
     nvlink: tuple[int, ...] = ()
     numa: int | None = None
@@ -53,6 +60,16 @@ class SimGpu(msgspec.Struct, frozen=True, kw_only=True):
 def simulated(count: int) -> tuple[SimGpu, ...]:
     """`count` simulated GPUs: index, minor and PCI order are the same, UUIDs are SIM-0, SIM-1, ..."""
     return tuple(SimGpu(index=i, uuid=f"SIM-{i}", minor=i, pci=f"0000:{i + 1:02x}:00.0") for i in range(count))
+
+
+def with_lost(before: Sequence[Named], now: Sequence[Named]) -> tuple[Named, ...]:
+    """What the driver lists now, with the names of GPUs that are lost since: such a one does not tell its own any more,
+    and is still the one at its place as long as the others are at theirs."""
+    if [gpu.index for gpu in before] != [gpu.index for gpu in now]:
+        return tuple(now)
+    if any(new.uuid and new.uuid != old.uuid for old, new in zip(before, now)):
+        return tuple(now)
+    return tuple(new if new.uuid else old for old, new in zip(before, now))
 
 
 class GpuMap(msgspec.Struct, frozen=True, kw_only=True):
@@ -106,11 +123,13 @@ def build_map(
     slurm_types: int | None,
     gpu_map: Mapping[int, str | int],
     sim: bool,
+    type_counts: Sequence[int] = (),
 ) -> GpuMap:
     """The map for this node.
 
     slurm_total: how many GPUs the node's `Gres=` counts; slurm_types: how many types it names (0: untyped).
-    None where Slurm did not say: then any index may be any GPU. gpu_map: the operator's GPU_MAP, Slurm's index
+    None where Slurm did not say: then any index may be any GPU. type_counts: how many GPUs it gives each type, in any
+    order; (): not told. gpu_map: the operator's GPU_MAP, Slurm's index
     -> UUID (a MIG device's stands for its GPU) or NVML index; it settles everything unless it is wrong.
     """
     if sim:
@@ -118,7 +137,7 @@ def build_map(
     if gpu_map:
         named, problems = _operators(gpus, slurm_total, gpu_map)
         return _any(gpus, slurm_total, "; ".join(problems)) if problems else _exact(gpus, named, "GPU_MAP says so")
-    obstacle = _obstacle(gpus, slurm_total, slurm_types)
+    obstacle = _obstacle(gpus, slurm_total, slurm_types, type_counts)
     if obstacle:
         return _any(gpus, slurm_total, obstacle)
     orders = [tuple(gpu.uuid for gpu in order) for order in _orders(gpus, slurm_types)]
@@ -135,15 +154,16 @@ def build_map(
     )
 
 
-def _obstacle(gpus: Sequence[GpuLike], slurm_total: int | None, slurm_types: int | None) -> str:
+def _obstacle(gpus: Sequence[GpuLike], slurm_total: int | None, slurm_types: int | None, type_counts: Sequence[int]) -> str:
     """Why not even candidates can be told, or nothing."""
-    names = {gpu.name for gpu in gpus}
+    names = Counter(gpu.name for gpu in gpus)
     settle = "any index may be any GPU; GPU_MAP in etc/config.env settles it"
     if slurm_total is None:
         return f"Slurm did not say how many GPUs this node has: {settle}"
-    if slurm_total != len(gpus) and not any(gpu.mig_uuids for gpu in gpus):
+    cut = any(gpu.mig or gpu.mig_uuids for gpu in gpus)
+    if slurm_total != len(gpus) and not cut:
         return f"Slurm counts {slurm_total} GPUs here, the driver {len(gpus)}; numbers may be shifted: {settle}"
-    if any(gpu.mig_uuids for gpu in gpus):
+    if cut:
         # Slices are numbered after the whole GPUs, in place, or by profile, depending on gres.conf.
         return f"GPUs are cut into MIG slices, which Slurm numbers in more than one way: {settle}"
     if any(not gpu.uuid for gpu in gpus) or len({gpu.uuid for gpu in gpus}) < len(gpus):
@@ -156,7 +176,14 @@ def _obstacle(gpus: Sequence[GpuLike], slurm_total: int | None, slurm_types: int
         return f"Slurm did not say which types of GPU this node has: {settle}"
     if slurm_types > 1 and (slurm_types != len(names) or len(names) > GROUPS_MAX):
         return f"Slurm has {slurm_types} types of GPU here and the driver {len(names)}: {settle}"
+    if slurm_types > 1 and type_counts and sorted(type_counts) != sorted(names.values()):
+        # Then its types are not the driver's names, and which GPU has which cannot be told.
+        return f"Slurm's types of GPU here are not the driver's ({_counted(type_counts)} and {_counted(names.values())} GPUs): {settle}"
     return ""
+
+
+def _counted(counts: Iterable[int]) -> str:
+    return "+".join(map(str, sorted(counts, reverse=True)))
 
 
 def _orders(gpus: Sequence[GpuLike], slurm_types: int | None) -> Iterable[list[GpuLike]]:
@@ -222,7 +249,8 @@ def _uuids(gpus: Sequence[GpuLike]) -> tuple[str, ...]:
 
 
 def _positions(gpus: Sequence[GpuLike]) -> dict[str, int]:
-    ordered = sorted(gpus, key=lambda gpu: (pci_key(gpu.pci) or (), gpu.index))
+    told = all(pci_key(gpu.pci) for gpu in gpus)  # a lost GPU does not tell where it is
+    ordered = sorted(gpus, key=lambda gpu: (pci_key(gpu.pci) if told else (), gpu.index))
     return {gpu.uuid: position for position, gpu in enumerate(ordered) if gpu.uuid}
 
 

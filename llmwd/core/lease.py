@@ -21,8 +21,8 @@ from llmwd.vocab import Holder, Reason
 
 # Slurm's words for a node on which nobody should begin anything (States of StateComplete, "+"-joined).
 UNWELCOME = frozenset(
-    "DRAIN DRAINING DRAINED MAINT MAINTENANCE RESERVED FAIL FAILING POWERING_DOWN POWER_DOWN POWERED_DOWN "
-    "REBOOT REBOOT_ISSUED REBOOT_REQUESTED".split()
+    "DRAIN DRAINING DRAINED DOWN MAINT MAINTENANCE RESERVED FAIL FAILING POWERING_DOWN POWER_DOWN POWERED_DOWN "
+    "REBOOT REBOOT_ISSUED REBOOT_REQUESTED INVAL FUTURE UNKNOWN".split()
 )
 
 
@@ -60,6 +60,7 @@ class Situation(msgspec.Struct, frozen=True, kw_only=True):
     node_states: tuple[str, ...]
     evidence: Evidence
     epoch: int
+    gpus_why: str = ""  # why it is not known which GPUs this node has; "" when it is
     memory_short: str = ""  # in words; "" when memory is no reason
     conflict_s: float = float("-inf")  # when a lease was last given up to somebody else
     outlook: Outlook = Outlook()  # reservations and planned jobs that can need our GPUs
@@ -82,15 +83,14 @@ CONFLICTS = frozenset({Reason.yielded_to_job, Reason.unknown_job, Reason.gpu_in_
 
 
 def occupy(
-    gpu_map: GpuMap, jobs: Sequence[JobView], node_used: frozenset[int], foreign: Mapping[str, str], dirty: Mapping[str, str]
+    gpu_map: GpuMap, jobs: Sequence[JobView], node_used: frozenset[int], foreign: Mapping[str, Occupant], dirty: Mapping[str, str]
 ) -> dict[str, Occupant]:
-    """Who has each GPU besides us. foreign: UUID -> whose process; "" where the driver cannot say.
+    """Who has each GPU besides us. foreign: UUID -> who is there by the driver's word, or why it has none.
     dirty: UUID -> what of ours is or may still be there."""
     occupants: dict[str, Occupant] = {}
     for uuid, why in dirty.items():
         occupants[uuid] = Occupant(Holder.llmwd, why=why)
-    for uuid, text in foreign.items():
-        occupants[uuid] = Occupant(Holder.other if text else Holder.unknown, why=text or "the driver does not answer")
+    occupants |= foreign
     for uuid in gpu_map.claimed(node_used):
         occupants[uuid] = Occupant(Holder.slurm, why="allocated by Slurm")
     # The surest last: what is known exactly stands, and names the job.
@@ -218,6 +218,8 @@ def _grant(now: Situation, now_s: float, lease_ttl_s: float, resume_after_s: flo
         return Decision(lease=None, blocked=Reason.starting, detail="the vLLM manager has not reported yet")
     if now.wanted < 1:
         return Decision(lease=None, blocked=None)
+    if now.gpus_why and now.wanted > len(now.gpu_map.uuids):
+        return Decision(lease=None, blocked=Reason.gpu_unknown, detail=now.gpus_why)
     if now.wanted > len(now.gpu_map.uuids):
         return Decision(
             lease=None, blocked=Reason.no_gpus,

@@ -5,18 +5,24 @@ A driver that is there and does not answer makes its GPUs unknown, and so not ou
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Container
 
 from llmwd.adapters import procs
 from llmwd.adapters.nvml import DriverFailure, GpuInfo, GpuUse, Inventory, Probe, Use, driver_present
+from llmwd.core.gpumap import with_lost
+from llmwd.core.lease import Occupant
 from llmwd.core.release import OnGpu
 from llmwd.messages import SourceState
-from llmwd.vocab import Source
+from llmwd.vocab import Holder, Source
 from llmwd.workers.base import Shell, repeat_every_s
 
 INVENTORY_WITHIN_S = 20.0  # without persistence mode the first call initialises every GPU
-USE_WITHIN_S = 5.0
+USE_WITHIN_S = 5.0  # or twice as long as the last answer took
+INVENTORY_EVERY_S = 300.0  # what no reading shows, such as GPUs that got another order with a reloaded driver
 SOON_S = 0.1  # between questions while a release waits to be proved
+# An idle GPU's driver keeps some hundred MiB for itself. Who has more is somebody, listed or not: another PID namespace,
+# a context that is being torn down.
+IDLE_MOST_BYTES = 2 << 30
 
 
 class Driver:
@@ -35,16 +41,40 @@ class Driver:
             why = "not in DETECTION"
         self.state = SourceState(name=Source.nvml, works=False, why=why)
         self._gpus: tuple[GpuInfo, ...] = ()
+        self._listed_s: float | None = None  # when the GPUs were listed last, None: they were taken over, or are not known
+        self._stale = False  # they may be others by now
+        self._within_s = USE_WITHIN_S
         self._use: Use | None = None
         self._failure: DriverFailure | None = None
+        self._errors: dict[int, str] = {}  # of single GPUs, as told
         self._known: dict[int, int] = {}  # processes of our tree: pid -> start time
         self._dead: frozenset[int] = frozenset()  # unknown and dead already at the last reading
         self._passing: frozenset[int] = frozenset()  # those of them that were new: may have been ours, asked about again
         self._watched: int | None = None
         self._probe = Probe() if self.applies else None
 
+    def adopt(self, gpus: tuple[GpuInfo, ...]) -> None:
+        """What our last incarnation knew, until the driver itself has listed its GPUs."""
+        if self.applies:
+            self._gpus = gpus
+
     def gpus(self) -> tuple[GpuInfo, ...]:
+        """All that the driver lists; uuid "" of one that was lost before it told its name."""
         return self._gpus
+
+    @property
+    def listed(self) -> bool:
+        """Whether the driver has listed its GPUs to us."""
+        return self._listed_s is not None
+
+    def gpus_why(self) -> str:
+        """Why it is not known which GPUs there are, or not of all, empty if it is."""
+        nameless = [str(gpu.index) for gpu in self._gpus if not gpu.uuid]
+        if nameless:
+            return f"the driver does not tell the names of its GPUs {', '.join(nameless)} (lost?)"
+        if not self.applies or self._gpus:
+            return ""
+        return f"the driver does not answer: {self._failure.text}" if self._failure else "the driver has not answered yet"
 
     def grant_why(self, now_s: float) -> str:
         """Why no lease may be granted on what the driver says, empty if one may."""
@@ -52,31 +82,41 @@ class Driver:
             return ""
         if self._failure is not None:
             return f"the driver does not answer: {self._failure.text}"
-        if not self._gpus:
-            return "the driver has not been asked yet"
+        if not self.listed or self._stale:
+            return "the driver has not listed its GPUs yet"
         if self._watches and (self._use is None or now_s - self._use.at_s > 4 * repeat_every_s(self._shell.boot.settings)):
             return "the driver has not said yet who is on the GPUs"
         if self._passing:
             return "the driver lists a process that has just ended, and is being asked again"
         return ""
 
-    def foreign(self) -> dict[str, str]:
-        """UUID -> who is on that GPU and is not ours; "" where the driver cannot say."""
+    def renew_why(self) -> str:
+        """Why a lease that was taken over may not be renewed on what the driver says, empty if it may."""
+        if self._watches and self._use is None and self._failure is None:
+            return "the driver has not said yet who is on the GPUs"
+        return ""
+
+    def foreign(self, ours: Container[str]) -> dict[str, Occupant]:
+        """Who is on each GPU (UUID) and is not us, or why the driver cannot tell; nothing of those that are free of
+        others. ours: GPUs on which memory in use may be ours."""
         if not self._watches:
             return {}
         if self._failure is not None:
-            return {gpu.uuid: "" for gpu in self._gpus}
+            return {gpu.uuid: _unknown(f"the driver does not answer: {self._failure.text}") for gpu in self._gpus if gpu.uuid}
         if self._use is None:
             return {}
         # A GPU that is lost does not even tell its name any more.
-        told = {use.uuid for use in self._use.gpus}
-        found = {gpu.uuid: "" for gpu in self._gpus if gpu.uuid not in told}
-        for use in self._use.gpus:
+        errors = {use.index: use.error for use in self._use.gpus}
+        told = {use.uuid: use for use in self._use.gpus if use.uuid}
+        found = {gpu.uuid: _unknown(_failed(errors.get(gpu.index, ""))) for gpu in self._gpus if gpu.uuid and gpu.uuid not in told}
+        for uuid, use in told.items():
             strangers = self._strangers(use)
-            if use.error and use.uuid:
-                found[use.uuid] = ""
+            if use.error:
+                found[uuid] = _unknown(_failed(use.error))
             elif strangers:
-                found[use.uuid] = f"process {', '.join(map(str, strangers))} is on it"
+                found[uuid] = Occupant(Holder.other, why=f"process {', '.join(map(str, strangers))} is on it")
+            elif not use.processes and uuid not in ours and (use.used_bytes or 0) > IDLE_MOST_BYTES:
+                found[uuid] = _unknown(f"{use.used_bytes / 2**30:.1f} GiB are in use there, and the driver lists no process")
         return found
 
     def shown(self) -> dict[str, OnGpu] | None:
@@ -94,11 +134,11 @@ class Driver:
             for use in self._use.gpus
         }  # fmt: skip
 
-    def jobs_on(self) -> dict[str, frozenset[str]]:
-        """UUID -> Slurm's ids of the jobs whose processes are on that GPU."""
+    def jobs_on(self) -> tuple[float, dict[str, frozenset[str]]]:
+        """(when the driver was asked, UUID -> Slurm's ids of the jobs whose processes are on that GPU)."""
         if not self._watches or self._use is None or self._failure is not None:
-            return {}
-        return {use.uuid: frozenset(job for process in use.processes for job in process.jobs) for use in self._use.gpus}
+            return float("-inf"), {}
+        return self._use.at_s, {use.uuid: frozenset(job for process in use.processes for job in process.jobs) for use in self._use.gpus}
 
     def used_bytes(self, uuid: str) -> int | None:
         """Memory in use on that GPU at the last reading, None if not told."""
@@ -113,7 +153,8 @@ class Driver:
             if self._probe.overdue(now_s):
                 self._heard(self._probe.kill())
             return
-        kind, within_s = ("use", USE_WITHIN_S) if self._gpus else ("inventory", INVENTORY_WITHIN_S)
+        old = self._listed_s is None or self._stale or now_s - self._listed_s > INVENTORY_EVERY_S
+        kind, within_s = ("inventory", INVENTORY_WITHIN_S) if old else ("use", self._within_s)
         if kind == "use" and not self._watches:
             return
         self.learn()
@@ -132,6 +173,16 @@ class Driver:
         if self._watches:
             self._shell.at("driver-soon", time.monotonic() + SOON_S, self.beat)
 
+    def close(self) -> None:
+        """Let go of the process that asks."""
+        if self._watched is not None:
+            self._shell.unwatch(self._watched)
+            self._watched = None
+        for timer in ("driver-overdue", "driver-soon"):
+            self._shell.cancel(timer)
+        if self._probe is not None:
+            self._probe.close()
+
     def _overdue(self) -> None:
         if self._probe.overdue(time.monotonic()):
             self._heard(self._probe.kill())
@@ -142,25 +193,39 @@ class Driver:
             self._heard(answer)
 
     def _heard(self, answer: Inventory | Use | DriverFailure) -> None:
-        first = not self._gpus
+        listed = isinstance(answer, Inventory)
         match answer:
             case Inventory():
-                self._gpus, self._failure = tuple(gpu for gpu in answer.gpus if gpu.uuid), None
+                self._gpus = with_lost(self._gpus, answer.gpus) if self.listed else answer.gpus
+                self._listed_s, self._stale = time.monotonic(), False
+                if not self._watches:  # else who is on them has to be told as well
+                    self._failure = None
             case Use():
                 self._take_use(answer)
             case DriverFailure():
                 if self._failure is None:
                     self._shell.log.error("the NVIDIA driver does not answer: %s", answer.text)
-                self._failure = answer
+                self._failure, self._stale = answer, True  # it may come back with other GPUs
                 if self._watched is not None:
                     self._shell.unwatch(self._watched)
                     self._watched = None
+        if not isinstance(answer, DriverFailure):
+            self._within_s = min(INVENTORY_WITHIN_S, max(USE_WITHIN_S, 2 * (time.monotonic() - answer.at_s)))
+            self._tell_errors(answer)
         works = self._failure is None and self._watches
         why = f"{self._failure.name}: {self._failure.text}" if self._failure else self.state.why
         self.state = SourceState(name=Source.nvml, works=works, why="" if works else why)
         self._changed()
-        if first and self._gpus:
+        if listed and self._gpus:
             self.beat()
+
+    def _tell_errors(self, answer: Inventory | Use) -> None:
+        """A single GPU that fails is no failure of the driver: say it once."""
+        errors = {gpu.index: gpu.error for gpu in answer.gpus if gpu.error}
+        for index, error in errors.items():
+            if self._errors.get(index) != error:
+                self._shell.log.error("GPU %d of the driver's counts as in use: %s", index, _failed(error))
+        self._errors = errors
 
     def _take_use(self, use: Use) -> None:
         # Our tree is looked at before the question and after the answer: what is new in between is ours as well.
@@ -176,6 +241,9 @@ class Driver:
         # It began and ended within the question: perhaps a helper of our tree, and then it is not listed again.
         self._dead, self._passing = dead, dead - self._dead
         self._use, self._failure = use, None
+        now, then = [_identity(gpu) for gpu in use.gpus], [_identity(gpu) for gpu in self._gpus]
+        # One that is lost has no name, and is the one that it was.
+        self._stale = len(now) != len(then) or any(a != b for a, b in zip(now, then) if a[1])
         if self._passing:
             self.beat_soon()
 
@@ -188,3 +256,15 @@ class Driver:
         """Remember the processes of our tree: the driver may list one that ends before it is asked again."""
         if self._watches and self.server_pid is not None:
             self._known |= {pid: found.start for pid, found in procs.walk(self.server_pid)}
+
+
+def _identity(gpu: GpuInfo | GpuUse) -> tuple[int, str, bool, tuple[str, ...]]:
+    return gpu.index, gpu.uuid, gpu.mig, gpu.mig_uuids
+
+
+def _unknown(why: str) -> Occupant:
+    return Occupant(Holder.unknown, why=why)
+
+
+def _failed(error: str) -> str:
+    return f"the driver says {error} of it" if error else "the driver does not name it any more"

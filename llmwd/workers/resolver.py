@@ -11,11 +11,11 @@ from collections.abc import Callable
 import msgspec
 
 from llmwd.adapters.rundir import read_fact
-from llmwd.config import Loaded
+from llmwd.config import Loaded, Settings
 from llmwd.core import lease as leases
 from llmwd.core import release as releases
 from llmwd.core.claims import Claims, JobView
-from llmwd.core.gpumap import GpuLike, GpuMap, build_map, contradiction, simulated
+from llmwd.core.gpumap import GpuLike, GpuMap
 from llmwd.core.lease import Evidence, Occupant, Situation
 from llmwd.core.lookahead import Outlook
 from llmwd.messages import (
@@ -25,7 +25,6 @@ from llmwd.messages import (
     JobClaim,
     JobsFact,
     Lease,
-    Plans,
     ReleaseOrder,
     Reply,
     ResumeOrder,
@@ -36,6 +35,7 @@ from llmwd.messages import (
 from llmwd.vocab import Holder, Reason, Source, Worker
 from llmwd.workers.base import Boot, Shell, repeat_every_s
 from llmwd.workers.drivers import Driver
+from llmwd.workers.nodegpus import NodeGpus
 from llmwd.workers.prologs import Prologs
 from llmwd.workers.shortage import Memory
 from llmwd.workers.proving import Proving
@@ -70,25 +70,19 @@ class Resolver:
         self.prologs = Prologs(shell, self._unproved, self.evaluate)
         self.standing = Standing(shell, self.evaluate)
         self.usage = Usage(shell)
-        self.gpus: tuple[GpuLike, ...] = ()
-        self.map = GpuMap(certain=False, by_index={}, why="not known yet", uuids=(), likely={})
-        self.map_told = ""
         self._published: GpusFact | None = None
         self._told_until_s = 0.0  # the expiry of the lease as it was published last
-        plans = self._adopt()
+        adopted = self._adopt()
         self._see()
-        self.desk = SlurmDesk(shell, self.claims, socket.gethostname(), self.evaluate)
-        self.desk.ahead.adopt(plans)
-        self.driver = Driver(shell, self._driver_changed)
-        self._find_gpus()
+        self._ask(adopted)
 
     # --- what it begins with -----------------------------------------------------------------------------
 
-    def _adopt(self) -> tuple[Plans, ...]:
-        """Take over the lease of our last incarnation, so that our death costs nobody the model; what it knew of plans."""
+    def _adopt(self) -> GpusFact | None:
+        """Take over the lease of our last incarnation, so that our death costs nobody the model; what that one knew."""
         envelope = read_fact(self.shell.boot.runtime, Worker.resolver)
         if envelope is None or not isinstance(envelope.fact, GpusFact):
-            return ()
+            return None
         fact = envelope.fact
         self.epoch = fact.epoch
         self.revocation = fact.revocation
@@ -99,30 +93,18 @@ class Resolver:
         if fact.lease is not None and fact.lease.expires_s > time.monotonic():
             self.lease = fact.lease
             self.shell.log.info("lease %d on GPUs %s taken over", self.epoch, list(self.lease.gpus))
-        return fact.plans
+        return fact if fact.gpus else None
 
-    def _find_gpus(self) -> None:
-        if self.settings.sim_gpus:
-            self.gpus = simulated(self.settings.sim_gpus)
-        else:
-            self.gpus = self.driver.gpus()
-        self._build_map()
+    def _ask(self, adopted: GpusFact | None) -> None:
+        """Begin to ask Slurm and the driver, by the settings as they are now."""
+        self.desk = SlurmDesk(self.shell, self.claims, socket.gethostname(), self.evaluate)
+        self.desk.ahead.adopt(adopted.plans if adopted is not None else ())
+        self.driver = Driver(self.shell, self.evaluate)
+        self.node = NodeGpus(self.shell, self.desk, self.driver, adopted)
 
-    def _build_map(self) -> None:
-        node = self.desk.node
-        sim = bool(self.settings.sim_gpus)
-        total, types = (node.gpus, node.types) if node is not None else (None, None)
-        if node is None and not self.desk.applies:
-            total, types = len(self.gpus), 0  # no Slurm to disagree with
-        self.map = build_map(self.gpus, total, types, self.settings.gpu_map, sim)
-        # Before the driver and Slurm have said anything, a map is only a list of what is not known yet.
-        told = self.gpus and (node is not None or not self.desk.applies or self.settings.gpu_map or sim)
-        if not told:
-            self.map_told = ""
-        elif self.map.why != self.map_told:
-            self.map_told = self.map.why
-            self.shell.log.info("%d GPUs; %s", len(self.gpus), self.map.why)
-        self._map_of = (node, self.desk.applies, self.gpus)
+    @property
+    def map(self) -> GpuMap:
+        return self.node.map
 
     # --- what happens ------------------------------------------------------------------------------------
 
@@ -157,7 +139,10 @@ class Resolver:
 
     def _others(self, now_s: float) -> bool:
         """Whether somebody besides us is on the node."""
-        return bool(self.claims.views(now_s) or self.claims.used_by_node() or any(self.driver.foreign().values()))
+        return bool(self.claims.views(now_s) or self.claims.used_by_node() or self._strangers())
+
+    def _strangers(self) -> bool:
+        return any(occupant.holder is Holder.other for occupant in self.driver.foreign(self.map.uuids).values())
 
     def _forget_a_lost_manager(self) -> None:
         """A manager in quarantine renews nothing: its tree has ended with the lease it knew, and needs none."""
@@ -166,41 +151,44 @@ class Resolver:
             self.server = msgspec.structs.replace(self.server, wanted_gpus=0, holding=())
             self.manager_lost = True
 
-    def _driver_changed(self) -> None:
-        if not self.settings.sim_gpus and self.driver.gpus() != self.gpus:
-            self._find_gpus()
-        self.evaluate()
-
     def on_reload(self, boot: Boot, loaded: Loaded) -> None:
-        self.settings = boot.settings
+        before, self.settings = self.settings, boot.settings
         self.claims.resolve_deadline_s = boot.settings.resolve_deadline_s
-        self.desk.reload(boot.settings)
-        self._find_gpus()
+        if _whom_to_ask(before) != _whom_to_ask(self.settings):
+            self.desk.close()
+            self.driver.close()
+            self._ask(self._published if before.sim_gpus == self.settings.sim_gpus else None)
+            self.driver.server_pid = self.server.holder_pid if self.server is not None else None
+            self.driver.beat()
+        else:
+            self.desk.reload(boot.settings)
         self.evaluate()
+        self.desk.pump()
 
     # --- what follows ------------------------------------------------------------------------------------
 
     def evaluate(self, repeat: bool = False) -> None:
         """Decide anew from all that is known, publish what changed."""
         now_s = time.monotonic()
-        if (self.desk.node, self.desk.applies, self.gpus) != self._map_of:
-            self._build_map()
+        self.node.refresh(self.settings)
         if self.prologs.announced.expire(self.claims.reading, self.claims.used_by_node(), now_s):
             self._see()
         self.claims.trouble = self.desk.trouble(now_s)
         views = self.claims.views(now_s)
-        holding = self._holding()
+        holding = self.node.holding(self.server)
         if self.proving.follow(self.server, self.manager_lost, self.driver.shown(), now_s):
             self.driver.beat_soon()
         self.proving.node_uses(self.claims.used_by_node(), now_s)
         dirty = dict.fromkeys(holding, "processes of ours may still be there") | releases.dirty(self.proving.proof)
-        self.occupants = leases.occupy(self.map, views, self.claims.used_by_node(), self.driver.foreign(), dirty)
+        ours = dirty.keys() | (self.lease.uuids if self.lease is not None else ())
+        self.occupants = leases.occupy(self.map, views, self.claims.used_by_node(), self.driver.foreign(ours), dirty)
         self.free_since = leases.free_since(self.free_since, self.map.uuids, self.occupants, now_s)
         last = self.revocation = self.proving.name_job(self.occupants)
         situation = Situation(
             conflict_s=last.revoked_s if last is not None and last.reason in leases.CONFLICTS else float("-inf"),
-            # A GPU cut into slices is left to whoever cut it.
-            gpus=[gpu for gpu in self.gpus if not gpu.mig_uuids], gpu_map=self.map, occupants=self.occupants, free_since_s=self.free_since,
+            # A GPU cut into slices, or about to be, is left to whoever cut it; one without a name is lost.
+            gpus=[gpu for gpu in self.node.gpus if gpu.uuid and not gpu.mig and not gpu.mig_uuids],
+            gpu_map=self.map, occupants=self.occupants, free_since_s=self.free_since, gpus_why=self.driver.gpus_why(),
             wanted=self.server.wanted_gpus if self.server else 0, holding=holding,
             server_known=self.server is not None, lease=self.lease,
             pending=any(view.pending for view in views) or self.claims.unsettled(),
@@ -232,8 +220,7 @@ class Resolver:
 
     def _park_if_wrong(self, now_s: float, views: tuple[JobView, ...]) -> None:
         """Our own reasons to stay away until the operator has looked: last, because it decides anew."""
-        exact = {view.id: view.gpus for view in views if view.gpus is not None and not view.covered and not view.pending}
-        wrong = contradiction(self.map, exact, self.driver.jobs_on())
+        wrong = self.node.contradicted(views)
         hold = self.standing.hold
         if wrong and (hold is None or hold.reason is not Reason.map_contradicted):
             self.standing.park(Reason.map_contradicted, wrong)
@@ -255,20 +242,14 @@ class Resolver:
         if next_s is not None:
             self.shell.at("evaluate", next_s, self.evaluate)
 
-    def _holding(self) -> frozenset[str]:
-        if self.server is None:
-            return frozenset()
-        by_index = {index: uuid for uuid, index in self.map.likely.items()}
-        if not by_index.keys() >= set(self.server.holding):
-            return frozenset(self.map.uuids)  # held by a number that is on no map any more: anywhere
-        return frozenset(by_index[index] for index in self.server.holding)
-
     def _unproved(self, gpus: tuple[int, ...]) -> str:
         """Why it cannot be said that nothing of ours is on the GPUs that a job with these indices may have."""
-        return releases.unproved(self.map.claimed(gpus), self.lease, self.proving.proof, self.server, self._holding())
+        if gpus and (self.server is None or self.server.holding) and (unknown := self.node.unknown_why()):
+            return unknown
+        return releases.unproved(self.map.claimed(gpus), self.lease, self.proving.proof, self.server, self.node.holding(self.server))
 
     def _evidence(self, now_s: float) -> Evidence:
-        renew_why = self._detector_why(now_s)
+        renew_why = self._detector_why(now_s) or self.driver.renew_why()
         grant_why = self.desk.grant_why(now_s) or self.driver.grant_why(now_s)
         return Evidence(
             renew_why, grant_why, just_started=self.epoch == 0 and not self.desk.last_error,
@@ -289,7 +270,7 @@ class Resolver:
     def _publish(self, now_s: float, views: tuple[JobView, ...], force: bool) -> None:
         sources = (self.desk.state, self.driver.state, *self.prologs.state)
         fact = GpusFact(
-            gpus=tuple(self._gpu(gpu) for gpu in sorted(self.gpus, key=lambda gpu: self.map.likely.get(gpu.uuid, gpu.index))),
+            gpus=tuple(self._gpu(gpu) for gpu in sorted(self.node.gpus, key=lambda gpu: self.map.likely.get(gpu.uuid, gpu.index))),
             lease=self.lease, revocation=self.revocation,
             claims=tuple(
                 JobClaim(
@@ -300,7 +281,7 @@ class Resolver:
             ),
             sources=sources, hold=self.standing.hold, blocked=self.blocked, detail=self.detail,
             node_states=self.desk.node_states(), epoch=self.epoch, proof=self.proving.proof, map_certain=self.map.certain,
-            map_why=self.map.why, memory=self.memory.fact, expected=self.expected, plans=self.desk.ahead.plans, at_s=now_s,
+            map_why=self.map.why, map_by_index=self.map.by_index, memory=self.memory.fact, expected=self.expected, plans=self.desk.ahead.plans, at_s=now_s,
         )
         before, self._published = self._published, fact
         if force or before is None or _quiet(before) != _quiet(fact) or self._renewed():
@@ -317,7 +298,9 @@ class Resolver:
         ours = self.lease is not None and gpu.uuid in self.lease.uuids
         index = self.map.likely.get(gpu.uuid, gpu.index)
         free_since_s = self.free_since.get(gpu.uuid)
-        if occupant is None or (ours and occupant.holder is Holder.llmwd):
+        if not gpu.uuid:
+            holder, job, why = Holder.unknown, None, "the driver does not tell its name (lost?)"
+        elif occupant is None or (ours and occupant.holder is Holder.llmwd):
             holder, job, why = (Holder.llmwd, None, "") if ours else (Holder.free, None, "")
         else:
             holder, job, why = occupant.holder, occupant.job.id if occupant.job else None, occupant.why
@@ -333,6 +316,10 @@ class Resolver:
             self.shell.log.info("lease %d granted: GPUs %s", self.epoch, list(decision.lease.gpus))
             self.shell.journal.write("lease_granted", epoch=self.epoch, gpus=decision.lease.gpus)
         self.proving.tell(self.settings.yield_budget_s, time.monotonic())
+
+
+def _whom_to_ask(settings: Settings) -> tuple[object, ...]:
+    return settings.detection, settings.slurm_node, settings.sim_gpus
 
 
 def _quiet(fact: GpusFact) -> GpusFact:

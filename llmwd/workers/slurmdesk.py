@@ -9,7 +9,9 @@ import random
 import time
 from collections.abc import Callable
 
-from llmwd.adapters import slurm
+import msgspec
+
+from llmwd.adapters import slurm, slurmtraces
 from llmwd.adapters.slurm import Answer, Call
 from llmwd.config import Settings
 from llmwd.core import gres, slurmnode
@@ -34,6 +36,7 @@ LEAVING_EVERY_S = 1.0
 READING_CHARS = 1 << 16
 # A call that takes longer is told to the operator as a slurmctld that does not answer.
 SLOW_S = 1.0
+NOT_INSTALLED = "scontrol and sinfo are not installed here"
 # An outage that is over for less than this and comes back for the same reason is still the same one.
 OUTAGE_GAP_S = 10.0
 
@@ -66,9 +69,10 @@ class SlurmDesk:
         named = Source.gresused.value in shell.boot.settings.detection
         self._wanted = named or "auto" in shell.boot.settings.detection
         self.state = SourceState(name=Source.gresused, works=False, why="" if self._wanted else "not in DETECTION")
-        self.applies = self._wanted and (named or slurm.installed())
+        # Without a trace of Slurm the first answer decides; without its commands there is none to come.
+        self.applies = self._wanted and (named or slurm.installed() or bool(self._trace()))
         if self._wanted and not self.applies:
-            self.state = SourceState(name=Source.gresused, works=False, why="scontrol and sinfo are not installed here")
+            self.state = SourceState(name=Source.gresused, works=False, why=NOT_INSTALLED)
         claims.slurm = self.applies
 
     # --- what the resolver asks -----------------------------------------------------------------------
@@ -248,33 +252,48 @@ class SlurmDesk:
     def _heard_identity(self, answer: Answer, now_s: float) -> None:
         settings = self._shell.boot.settings
         if answer.status == 0 and slurmnode.is_listing(answer.stdout):
-            self.node, why = slurmnode.find(answer.stdout, self._host, settings.slurm_node)
-            if self.node is not None:
+            found = slurmnode.find(answer.stdout, self._host, settings.slurm_node)
+            if found.node is not None:
+                self.node = found.node
                 self._log.info("this host is Slurm's node %s with %d GPUs", self.node.name, self.node.gpus)
                 self._node_due_s = 0.0
                 self.applies = self._claims.slurm = True
                 return
-            self._absent(why)
+            self._not_found(found.why, slurmtraces.daemon() if found.absent else found.why)
             return
-        failure = gres.classify_failure(answer.stderr)
         text = gres.read_stderr(answer.stderr or answer.stdout[:500], "").why
-        missing = answer.status is None and not slurm.installed()
-        if missing or failure is Failure.no_config and answer.status is not None:
-            self._absent(text)
-            return
-        self.applies = self._claims.slurm = True  # it has a configuration: Slurm is here
-        self._failed(text, now_s)
+        if answer.status is None and not slurm.installed():
+            self._not_found(NOT_INSTALLED, self._trace())
+        elif answer.status is not None and gres.classify_failure(answer.stderr) is Failure.no_config:
+            if slurmnode.has_controller(answer.stderr):
+                self._failed(text, now_s)
+            else:
+                self._not_found(text, self._trace() or "its commands are here")
+        else:
+            self._failed(text, now_s)
+        if self.last_error:
+            self.applies = self._claims.slurm = True
 
-    def _absent(self, why: str) -> None:
-        """This host is no node of Slurm's, as far as can be seen; it may become one (a node that has just booted)."""
+    def _trace(self) -> str:
+        return slurmtraces.daemon() or slurmtraces.configuration()
+
+    def _not_found(self, why: str, trace: str) -> None:
+        """This host is no node of Slurm's, as far as can be seen; it may become one (a node that has just booted).
+
+        trace: what speaks against that. Unless nothing does, it is unknown what Slurm's jobs have here, and so no lease.
+        """
         settings = self._shell.boot.settings
-        self.state = SourceState(name=Source.gresused, works=False, why=why)
         self._node_due_s = time.monotonic() + IDLE_RECONCILE_S
-        if settings.slurm_node or Source.gresused.value in settings.detection:
-            # The operator says that Slurm is here; a mistyped name must not end in a node without Slurm.
+        # Or the operator says that Slurm is here: a mistyped name must not end in a node without Slurm.
+        named = settings.slurm_node or Source.gresused.value in settings.detection
+        if named or (trace and not settings.sim_gpus):  # simulated GPUs are none of Slurm's
+            if not named and trace != why:
+                why = f"{why}, and yet {trace}: name this node with SLURM_NODE, or leave gresused out of DETECTION if it is none"
+            self.state = SourceState(name=Source.gresused, works=False, why=why)
             self.last_error = why
             self._say_once(why, f"this host is not found in Slurm: {why}; no lease until it is")
             return
+        self.state = SourceState(name=Source.gresused, works=False, why=why)
         self.last_error = ""
         self.applies = self._claims.slurm = False
         self._log.log(logging.DEBUG if why in self._said else logging.INFO, "slurmctld is not asked: %s", why)
@@ -292,7 +311,9 @@ class SlurmDesk:
         if answer.status != 0:
             self._failed(gres.read_stderr(answer.stderr, self.node.name).why, now_s)
             return
-        short = answer.stdout[:READING_CHARS]
+        short, told = slurmnode.split_reading(answer.stdout[:READING_CHARS], slurm.NODE_USE_WIDTH)
+        if told:
+            self._take_gres(told)
         claim = gres.read_sinfo(short, self.node.name, self.node.gpus)
         if not claim.states:
             # Without the node's state it is no answer to what was asked; what it names as used counts all the same.
@@ -312,6 +333,13 @@ class SlurmDesk:
         else:
             self._claims.take_listing(frozenset(), now_s)
         self._claims.read(NodeReading(asked_s, claim), now_s)
+
+    def _take_gres(self, told: str) -> None:
+        """The node's GPUs may be others than when it was found: gres.conf was edited, or a slurmd found fewer."""
+        now = slurmnode.read_gres(self.node.name, told)
+        if (now.gpus, now.types, now.counts) != (self.node.gpus, self.node.types, self.node.counts):
+            self._log.warning("Slurm's node %s has %d GPUs now, and had %d", now.name, now.gpus, self.node.gpus)
+            self.node = msgspec.structs.replace(now, others=self.node.others)
 
     def _failed(self, why: str, now_s: float) -> None:
         kind, (last_kind, last_s) = gres.form_of(why), self._outage

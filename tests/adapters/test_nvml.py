@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from llmwd.adapters.nvml import Answer, DriverFailure, Inventory, Probe, Use, driver_present
-from llmwd.adapters.nvml_probe import numa_node, proc_inventory
+from llmwd.adapters.nvml_probe import numa_node
 from tests.fakes.nvml import FakeDriver, build
 from tests.waiting import wait_until
 
@@ -283,25 +283,6 @@ def test_the_probe_ends_when_its_standard_input_does(driver: FakeDriver) -> None
 def test_pynvml_never_enters_the_process_that_asks() -> None:
     script = "import sys, llmwd.adapters.nvml; sys.exit('pynvml' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", script]).returncode == 0
-
-
-def test_the_kernel_module_lists_the_gpus_where_the_library_does_not(tmp_path: Path) -> None:
-    def gpu(pci: str, *lines: str) -> None:
-        folder = tmp_path / "gpus" / pci
-        folder.mkdir(parents=True)
-        (folder / "information").write_text("".join(f"{line}\n" for line in lines))
-
-    gpu("0000:3b:00.0", "Model: \t\t NVIDIA H200", "GPU UUID: \t GPU-a", "Device Minor: \t 0", "GPU Excluded:\t No")
-    gpu("0000:1b:00.0", "Model: \t\t NVIDIA H200", "GPU UUID: \t GPU-b", "Device Minor: \t 1", "GPU Excluded:\t No")
-    gpu("0000:2b:00.0", "Model: \t\t NVIDIA H200", "GPU UUID: \t GPU-????????", "Device Minor: \t 2")
-    gpu("0000:4b:00.0", "Model: \t\t NVIDIA H200", "GPU UUID: \t GPU-d", "Device Minor: \t 3", "GPU Excluded:\t Yes")
-    found = [(gpu["index"], gpu["uuid"], gpu["minor"], gpu["pci"]) for gpu in proc_inventory(tmp_path)]
-    assert found == [(0, "GPU-b", 1, "0000:1b:00.0"), (1, "", 2, "0000:2b:00.0"), (2, "GPU-a", 0, "0000:3b:00.0")]
-
-
-def test_the_list_of_the_kernel_module_comes_through_the_probe(driver: FakeDriver, probe: Probe) -> None:
-    driver.add("fail nvmlInitWithFlags 18")
-    assert isinstance(answer(probe, "proc"), Inventory)
 
 
 def test_the_numa_node_is_none_where_the_machine_has_none(tmp_path: Path) -> None:

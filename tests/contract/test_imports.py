@@ -33,7 +33,7 @@ ALLOWED = {
 }
 # Of the workers' folder, what is no worker but a shell that workers share, or a part of one worker's shell.
 SHARED_SHELLS = {
-    "base", "service", "slurmdesk", "drivers", "readiness", "neighbour", "shortage", "standing", "prologs",
+    "base", "service", "slurmdesk", "drivers", "nodegpus", "readiness", "neighbour", "shortage", "standing", "prologs",
     "proving", "load", "usage", "ahead", "loadtimes", "tunnelplan", "tunnelplanner", "tunnelwatch",
     "doorkeyring", "doorsaid", "keeping", "sending", "deadman", "noticeplan",
 }  # fmt: skip
@@ -161,6 +161,11 @@ def test_no_command_goes_through_a_shell() -> None:
             if isinstance(node, ast.Call):
                 assert not any(keyword.arg == "shell" for keyword in node.keywords), f"{path}:{node.lineno}"
         assert not calls(path) & {"os.system", "os.popen", "subprocess.getoutput", "subprocess.getstatusoutput"}
+
+
+def test_the_observer_shares_no_code_with_what_it_judges() -> None:
+    for path in ROOT.glob("tests/observer/*.py"):
+        assert not [name for name in imports(path) if name.split(".")[0] == "llmwd" or name.startswith("tests.tree")], path
 
 
 def test_no_worker_listens_to_or_waits_for_the_notifier() -> None:

@@ -2,11 +2,11 @@
 
 from itertools import permutations
 
-import msgspec
+from msgspec.structs import replace
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmwd.core.gpumap import SimGpu, build_map, pci_key, simulated
+from llmwd.core.gpumap import SimGpu, build_map, pci_key, simulated, with_lost
 
 
 def gpu(index: int, minor: int | None, bus: int, name: str = "H200", mig: tuple[str, ...] = ()) -> SimGpu:
@@ -84,12 +84,12 @@ def test_with_gpu_map_the_gpus_that_slurm_does_not_have_are_nobodys() -> None:
 
 
 def test_what_slurm_or_the_driver_did_not_tell_is_not_guessed() -> None:
-    lost = msgspec.structs.replace(gpu(1, 1, 0x11), uuid="")
+    lost = replace(gpu(1, 1, 0x11), uuid="")
     for gpus, total, types in (
         (straight(2), None, 1),
         (straight(2), 2, None),
         ([gpu(0, 0, 0x10), gpu(1, None, 0x11)], 2, 1),
-        ([gpu(0, 0, 0x10), msgspec.structs.replace(gpu(1, 1, 0x11), pci="")], 2, 1),
+        ([gpu(0, 0, 0x10), replace(gpu(1, 1, 0x11), pci="")], 2, 1),
         ([gpu(0, 0, 0x10), lost], 2, 1),
         ([gpu(0, 0, 0x10), gpu(0, 1, 0x11)], 2, 1),
         (straight(2), 2, 2),
@@ -182,3 +182,24 @@ def test_a_right_gpu_map_is_followed_to_the_letter(gpus: list[SimGpu], data: st.
     found = build_map(gpus, len(gpus), None, dict(enumerate(order)), sim=False)
     assert found.certain
     assert [found.claimed([i]) for i in range(len(order))] == [{uuid} for uuid in order]
+
+
+def test_a_gpu_that_is_lost_is_still_the_one_at_its_place_as_long_as_the_others_are_at_theirs() -> None:
+    before, lost = straight(3), [gpu(0, 0, 0x10), replace(gpu(1, None, 0x11), uuid="", pci=""), gpu(2, 2, 0x12)]
+    assert with_lost(before, lost) == tuple(before)
+    moved = [gpu(0, 0, 0x10), replace(gpu(2, 2, 0x12), index=1)]
+    assert with_lost(before, moved) == tuple(moved)  # it is not listed any more, and the next has its number
+    other = [replace(gpu(0, 0, 0x10), uuid="GPU-9"), *lost[1:]]
+    assert with_lost(before, other) == tuple(other)
+
+
+def test_a_gpu_in_mig_mode_without_slices_is_no_whole_gpu_either() -> None:
+    found = build_map([gpu(0, 0, 0x10), replace(gpu(1, 1, 0x11), mig=True)], 2, 1, {}, sim=False)
+    assert not found.certain and "MIG" in found.why and found.claimed([0]) == {"GPU-0", "GPU-1"}
+
+
+def test_types_that_slurm_counts_otherwise_than_the_driver_are_not_the_drivers_names() -> None:
+    gpus = [gpu(0, 0, 0x10, "A"), gpu(1, 1, 0x11, "A"), gpu(2, 2, 0x12, "A"), gpu(3, 3, 0x13, "B")]
+    found = build_map(gpus, 4, 2, {}, sim=False, type_counts=(2, 2))
+    assert not found.certain and "2+2 and 3+1" in found.why and found.claimed([0]) == {g.uuid for g in gpus}
+    assert len(build_map(gpus, 4, 2, {}, sim=False, type_counts=(1, 3)).claimed([0])) < 4

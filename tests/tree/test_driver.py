@@ -4,14 +4,17 @@ The jobs are simulated, the GPUs are the stand-in's. The stand-in lists what the
 """
 
 import os
+import signal
 import subprocess
 import sys
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from llmwd.adapters import procs
 from llmwd.adapters.cgroups import read_mounts
 from tests.fakes.nvml import FakeDriver, build
 from tests.tree.supervised import Supervised
@@ -119,7 +122,7 @@ def test_memory_that_is_not_back_delays_the_proof_and_within_the_budget_it_is_no
     [
         ("hang nvmlDeviceGetMemoryInfo", "did not answer in time"),
         ("fail nvmlInitWithFlags 18", "different versions"),
-        ("fail all 15 gpu=3", "the driver does not answer"),
+        ("fail all 15 gpu=3", "the driver says NVML_ERROR_GPU_IS_LOST of it"),
     ],
 )
 def test_a_driver_that_hangs_fails_or_loses_a_gpu_is_a_yield_with_the_reason_and_never_the_end_of_us(
@@ -196,3 +199,79 @@ def test_a_jobs_process_on_a_gpu_that_is_not_the_jobs_by_the_map_makes_us_give_e
     status = tree.phase("held")
     assert status["reason"] == "map_contradicted" and "job 7" in status["detail"] and "GPU_MAP" in status["detail"]
     assert tree.status()["lease"] is None
+
+
+def test_a_resolver_that_is_killed_knows_the_gpus_at_once_and_costs_nobody_the_model(driven: Start) -> None:
+    tree, driver = driven()
+    before = tree.serving_on(2, 3)
+    tree.job(1, "0")  # on another GPU: which it is has to be known at once, too
+    tree.until(lambda status: holder_of(status, 0) == "slurm", what="the job on GPU 0")
+    tree.signal("resolver", signal.SIGKILL)
+    tree.until(lambda status: next(w for w in status["workers"] if w["name"] == "resolver")["restarts"] == 1 and status["lease"])
+    restarted_s = time.monotonic()
+    # Longer than the adopted lease would last: it was renewed, on evidence of the new one's own.
+    wait_until(lambda: time.monotonic() > restarted_s + 5 or not tree.status()["lease"], 20, what="the time of a lease")
+    after = tree.serving_on(2, 3)
+    assert after["server"]["pid"] == before["server"]["pid"] and after["gpu_map"]["certain"]
+    assert not tree.journal("lease_revoked")
+    tree.job(2, "2")
+    tree.serving_on(1, 3)
+
+
+def test_a_prolog_is_not_told_that_gpus_are_free_which_a_new_resolver_does_not_know_yet(driven: Start) -> None:
+    tree, driver = driven(YIELD_GRACE=4)
+    tree.write_profile("stubborn", FAKE_IGNORE_TERM=1, FAKE_ENGINE=1)
+    tree.ctl("switch", "stubborn")
+    server = tree.until(lambda status: status["phase"] == "serving" and status["model"]["profile"] == "stubborn")["server"]["pid"]
+    driver.add("hang nvmlDeviceGetCount_v2")
+    tree.signal("resolver", signal.SIGKILL)
+    answer = tree.ctl("release", "--job", "7", "--gpus", "2", "--within", "2")
+    assert procs.alive(server, procs.start_ticks(server)) and answer.returncode == 4, answer
+
+
+def test_a_gpu_that_is_cut_into_slices_while_we_run_makes_the_map_uncertain_and_is_left_alone(driven: Start) -> None:
+    tree, driver = driven(profile_gpus=1)
+    assert tree.serving_on(3)["gpu_map"]["certain"]
+    driver.add("mig gpu=0 uuid=MIG-a", "mig gpu=0 uuid=MIG-b")
+    tree.until(lambda status: not status["gpu_map"]["certain"] and "MIG" in status["gpu_map"]["why"], what="the slices seen")
+    assert tree.status()["phase"] == "serving"  # nobody else is here
+    tree.job(1, "1")  # a slice of GPU 0, or GPU 1: any GPU
+    status = tree.phase("waiting")
+    assert {gpu["holder"] for gpu in status["gpus"]} == {"slurm"}
+
+
+def test_a_gpu_that_is_lost_at_our_start_leaves_the_map_uncertain_and_is_taken_when_it_is_back(driven: Start) -> None:
+    lost = "fail all 15 gpu=1"
+    tree, driver = driven(*FOUR, lost, profile_gpus=3)
+    status = tree.serving_on(0, 2, 3)
+    assert not status["gpu_map"]["certain"] and "lost" in status["gpu_map"]["why"]
+    assert "NVML_ERROR_GPU_IS_LOST" in tree.log("resolver")
+    tree.write_profile("fake", NUM_GPUS=4)
+    tree.ctl("reload")
+    tree.until(lambda status: status["reason"] == "gpu_unknown" and "GPUs 1 (lost?)" in status["detail"], what="too few GPUs")
+    driver.remove(lost)
+    assert tree.serving_on(0, 1, 2, 3)["gpu_map"]["certain"]
+
+
+def test_memory_that_nobody_on_the_list_has_keeps_a_gpu_from_us(driven: Start) -> None:
+    full = FOUR[3].replace(f"used={400 * MIB}", f"used={80000 * MIB}")
+    tree, driver = driven(*FOUR[:3], full)
+    status = tree.serving_on(1, 2)
+    gpu = next(gpu for gpu in status["gpus"] if gpu["index"] == 3)
+    assert gpu["holder"] == "unknown" and "78.1 GiB" in gpu["why"] and "no process" in gpu["why"]
+
+
+def test_a_driver_that_hangs_from_the_start_is_told_as_that_and_not_as_a_node_without_gpus(driven: Start) -> None:
+    tree, driver = driven(*FOUR, "hang nvmlDeviceGetCount_v2")
+    assert tree.until(lambda status: status["reason"] == "gpu_unknown")["detail"] == "the driver has not answered yet"
+    tree.until(lambda status: "did not answer in time" in status["detail"] and status["reason"] == "gpu_unknown", 40, "its silence told")
+    driver.remove("hang nvmlDeviceGetCount_v2")
+    tree.serving_on(2, 3)
+
+
+def test_a_strangers_graphics_count_as_much_as_his_computing(driven: Start, stranger: int) -> None:
+    tree, driver = driven()
+    tree.serving_on(2, 3)
+    driver.add(on(3, stranger, kind="graphics"))
+    tree.serving_on(1, 2)
+    assert tree.journal("lease_revoked")[-1]["reason"] == "gpu_in_use"

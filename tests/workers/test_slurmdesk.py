@@ -1,0 +1,111 @@
+"""Whether this host is a node of Slurm's, by default settings: "no" only on proof, for without Slurm nothing is asked."""
+
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from llmwd.adapters import slurmtraces
+from llmwd.core.claims import Claims
+from llmwd.workers.slurmdesk import SlurmDesk
+from tests.fakes.loop_shell import LoopShell
+
+HOST = "gpu07"
+MINE = f"echo '{HOST} {HOST} gpu:h200:4'"
+Ask = Callable[..., SlurmDesk]
+
+
+@pytest.fixture
+def ask(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Ask]:
+    """ask(what sinfo does, in shell; None: it is not installed; trace): the desk after its first answer."""
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    for name in ("sh", "bash", "env"):  # all else that the settings' files and the stand-ins need
+        (programs / name).symlink_to(shutil.which(name))
+    monkeypatch.setenv("PATH", str(programs))
+    made: list[tuple[SlurmDesk, LoopShell]] = []
+
+    def make(sinfo: str | None, daemon: str = "", configuration: str = "", **settings: object) -> SlurmDesk:
+        monkeypatch.setattr(slurmtraces, "daemon", lambda: daemon)
+        monkeypatch.setattr(slurmtraces, "configuration", lambda: configuration)
+        for name in ("sinfo", "scontrol", "squeue") if sinfo is not None else ():
+            (programs / name).write_text(f"#!/bin/sh\n{sinfo}\n")
+            (programs / name).chmod(0o755)
+        shell = LoopShell(tmp_path, **settings)
+        desk = SlurmDesk(shell, Claims(1.0), HOST, lambda: None)  # type: ignore[arg-type]
+        made.append((desk, shell))
+        if desk.applies or sinfo is not None:
+            desk.pump()
+            shell.until(lambda: desk.node is not None or desk.last_error or not desk.applies, 10)
+        return desk
+
+    yield make
+    for desk, shell in made:
+        desk.close()
+        shell.close()
+
+
+def blocked(desk: SlurmDesk) -> str:
+    """Why it grants nothing; the claims must count Slurm's jobs, too."""
+    assert desk.applies and desk._claims.slurm and not desk.state.works
+    return desk.grant_why(0.0)
+
+
+def test_the_node_is_found_by_its_hosts_name(ask: Ask) -> None:
+    assert ask(MINE).node is not None
+
+
+@pytest.mark.parametrize(
+    ("sinfo", "traces", "words"),
+    [
+        (f"{MINE}; echo 'other {HOST} gpu:4'", {}, "SLURM_NODE"),
+        ("echo 'n1 box gpu:4'", {"daemon": "slurmd runs here (process 7)"}, "slurmd runs here"),
+        ("echo 'error: cannot stat file /etc/slurm/slurm.conf' >&2; exit 1", {}, "its commands are here"),
+        ("echo 'error: cannot stat file slurm.conf' >&2; exit 1", {"daemon": "slurmd runs here"}, "slurmd runs here"),
+        ("echo 'fetch_config: no config from slurmctld, connect failure' >&2; exit 1", {}, "slurmctld does not answer"),
+        ("echo 'slurm_load_partitions: Protocol authentication error' >&2; exit 1", {}, "slurmctld does not answer"),
+        (None, {"daemon": "slurmd runs here (process 7)"}, "not installed here, and yet slurmd runs here"),
+        (None, {"configuration": "there is /etc/slurm/slurm.conf"}, "there is /etc/slurm/slurm.conf"),
+    ],
+)
+def test_what_leaves_open_whether_slurm_is_here_is_no_reason_to_take_a_gpu(
+    ask: Ask, sinfo: str | None, traces: dict[str, str], words: str
+) -> None:
+    assert words in blocked(ask(sinfo, **traces))
+
+
+@pytest.mark.parametrize(
+    ("sinfo", "more"),
+    [
+        ("echo 'n1 box gpu:4'", {}),  # a host from which jobs are submitted
+        ("echo 'n1 box gpu:4'", {"configuration": "there is /etc/slurm/slurm.conf"}),
+        (None, {}),
+        ("echo 'error: cannot stat file /etc/slurm/slurm.conf' >&2; exit 1", {"sim_gpus": 4}),  # these are nobody's
+    ],
+)
+def test_a_host_that_is_none_of_slurms_needs_no_word_of_slurms(ask: Ask, sinfo: str | None, more: dict[str, object]) -> None:
+    desk = ask(sinfo, **more)
+    assert not desk.applies and desk.grant_why(0.0) == "" and desk.state.why
+
+
+def test_a_node_whose_gpus_become_others_is_known_by_the_next_reading(ask: Ask, tmp_path: Path) -> None:
+    columns = "case \"$*\" in *GresUsed*) printf '%-256s%-64s%s\\n' 'gpu:h200:0(IDX:N/A)' idle gpu:h200:3 ;; *) " + MINE + " ;; esac"
+    desk = ask(columns)
+    assert desk.node.gpus == 4
+    shell = desk._shell
+    shell.until(lambda: desk.state.works, 10)
+    assert (desk.node.gpus, desk.node.counts, desk.grant_why(0.0)) == (3, (3,), "")
+
+
+def test_traces_are_daemons_and_their_cgroups(tmp_path: Path) -> None:
+    (tmp_path / "proc/12").mkdir(parents=True)
+    (tmp_path / "proc/12/comm").write_text("slurm-tool\n")
+    (tmp_path / "cgroup/system.slice").mkdir(parents=True)
+    assert slurmtraces.daemon(tmp_path / "proc", tmp_path / "cgroup") == ""
+    (tmp_path / "cgroup/system.slice/gpu07_slurmstepd.scope").mkdir()
+    assert "gpu07_slurmstepd.scope" in slurmtraces.daemon(tmp_path / "proc", tmp_path / "cgroup")
+    (tmp_path / "proc/9").mkdir()
+    (tmp_path / "proc/9/comm").write_text("slurmd\n")
+    assert slurmtraces.daemon(tmp_path / "proc", tmp_path / "cgroup") == "slurmd runs here (process 9)"
+    assert slurmtraces.configuration([str(tmp_path / "none")]) == ""
