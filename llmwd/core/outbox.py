@@ -5,8 +5,8 @@ which they happened, and the `State` beside them. Every function gives a new boo
 entry is told once it is due (`due_at`: some notices wait a little, in case nothing has happened after all), oldest
 first. It leaves the book when it was told (`done`), or when it never will be (core/untold). Flapping is folded:
 from the third departure of one kind within ten minutes on, one notice is kept that counts them, and is told
-when it is calm again, after ten minutes at the latest; while the server is away it goes on counting. An entry that is changed while it is being sent stays,
-and is sent again under its sequence id, which replaces the former on the screen.
+when it is calm again, after ten minutes at the latest; while the server is away it goes on counting. An entry that is
+changed while it is being sent stays, and is sent again under its sequence id, which replaces the former on the screen.
 
 All times are wall time, because they outlive the boot; the notifier counts on from its start by the monotonic clock.
 """
@@ -157,16 +157,16 @@ def _fold(
 
     def folded(one: Entry) -> Entry:
         if one.id >= first_id:
-            one = msgspec.structs.replace(one, folds=counted, since_at=times_at[0])
+            one = msgspec.structs.replace(one, folds=counted)
         elif one.folds is not counted:
             return one
-        more = sum(at > one.until_at for at in times_at)
-        number, over_s = one.number + more, now_at - one.since_at
+        more, since_at = sum(at > one.until_at for at in times_at), one.since_at or times_at[0]  # 0: of an older version
+        number, over_s = one.number + more, now_at - since_at
         over = "10 minutes" if over_s <= FOLD_WITHIN_S else spell_duration(over_s)
         due_at = max(one.due_at if one.due_at <= now_at else 0.0, min(now_at + FOLD_CALM_S, one.created_at + FOLD_WITHIN_S))
         return msgspec.structs.replace(
             one, title=f"{number} {plural} in {over}: {_place(notice.title)}", message=message, due_at=due_at, number=number,
-            apart=one.apart + max(0, more - 1), until_at=times_at[-1],
+            since_at=since_at, apart=one.apart + max(0, more - 1), until_at=times_at[-1],
         )  # fmt: skip
 
     return Book(tuple(map(folded, book.entries)), book.state)
@@ -220,7 +220,10 @@ def merged(found: Book, book: Book, begun: bool) -> Book:
     """What was read from disk, and after it what has happened before it was read. begun: notices were considered without it.
     A new book's ids are beyond all on disk, until it is known that these go on from there."""
     old, new = found.state, book.state
-    state = msgspec.structs.replace(old, salt=old.salt or new.salt, next_id=max(old.next_id, new.next_id if book.entries or not old.salt else 1))
+    goes_on = bool(old.salt) and not book.entries
+    state = msgspec.structs.replace(
+        old, salt=old.salt or new.salt, next_id=old.next_id if goes_on else max(old.next_id, new.next_id)
+    )
     if begun:
         told = {name: getattr(new.told, name) or getattr(old.told, name) for name in Told.__struct_fields__}
         same = new.server in ("", old.server)

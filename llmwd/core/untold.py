@@ -67,7 +67,7 @@ def _digest(book: Book, dest: str, gone: list[Entry], dropped: list[Entry], node
     before = next((one for one in book.entries if one.dest == dest and one.lost), None)
     lost = Counter(before.lost if before else {})
     for one in gone + dropped:
-        lost[one.folds or one.event] += one.number - one.apart if one.folds else 1
+        lost[one.folds or one.event] += max(1, one.number - one.apart)
     too_many = (before.dropped if before else 0) + len(dropped)
     kinds = ", ".join(f"{number} {event}" for event, number in sorted(lost.items()))
     text = f"Not told in time: {kinds}."

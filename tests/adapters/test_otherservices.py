@@ -31,7 +31,7 @@ def test_it_ends_with_its_parent():
             wait_until(lambda: server.tries, 60)
             (child,) = children(parent.pid)
             parent.kill()
-        wait_until(lambda: procs.stat(child) is None or procs.stat(child).dead, 10)
+        wait_until(lambda: procs.stat(child) is None or procs.stat(child).dead, 2)  # apprise itself waits 4 s
 
 
 def children(pid: int) -> list[int]:
