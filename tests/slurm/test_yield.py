@@ -76,6 +76,21 @@ def test_only_a_job_on_our_gpus_makes_us_yield_and_we_resume_when_it_is_gone(bes
     assert tree.serving()["lease"]["gpus"] == [6, 7]
 
 
+def test_the_journal_says_who_saw_the_job_first_and_how_much_later_all_the_others_did(beside: tuple[SlurmNode, Supervised]) -> None:
+    node, tree = beside
+    tree.serving()
+    job = node.sbatch("exec sleep 600", "--gres=gpu:8")
+    tree.released_for(job)
+    quick = {"stepd", SOURCES[node.cgroup].split(",")[1]}
+
+    def told() -> dict | None:
+        lines = tree.journal("job_seen")
+        return lines[-1] if lines and quick | {"procfs", "gresused"} <= {lines[-1]["first"], *lines[-1]["lags"]} else None
+
+    seen = wait_until(told, 30, every_s=0.1, what="the line with the slow sources")
+    assert seen["job"] == str(job) and len(seen["lags"]) >= 3 and all(lag >= 0 for lag in seen["lags"].values())
+
+
 def test_a_job_that_lands_while_the_model_loads_is_a_yield_like_any_other(slurm_node: SlurmNode, tmp_path: Path) -> None:
     tree = supervised_beside(slurm_node, tmp_path)
     tree.write_profile("fake", FAKE_READY_AFTER=600, FAKE_SWALLOW_TERM_WHILE_LOADING=1)
