@@ -50,8 +50,10 @@ def within_bounds(kind: object, bounds: msgspec.Meta) -> st.SearchStrategy:
         return st.floats(bounds.ge, bounds.le)
     if kind is int:
         return st.integers(bounds.ge, bounds.lt - 1)
-    if kind is str and bounds.pattern:
-        return st.from_regex(bounds.pattern).filter(lambda text: len(text) <= (bounds.max_length or len(text)))
+    if kind is str and bounds.max_length is None:
+        return st.from_regex(bounds.pattern)
+    if kind is str:
+        return st.text(st.characters(exclude_categories=("Cc", "Cs")), max_size=20)
     return values(kind)
 
 
