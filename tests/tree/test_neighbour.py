@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 
 from llmwd.adapters import courtesy, procs
+from tests.fakes.nvml import FakeDriver, build
 from tests.waiting import wait_until
 
 
@@ -40,6 +41,41 @@ def test_each_of_it_can_be_switched_off(supervised) -> None:
     assert as_found(node.server_fact().pid) == as_found(os.getpid())
 
 
+def in_place_of(*pairs: tuple[Path, str]) -> tuple[str, ...]:
+    """The program in front of the supervisor's that lets it alone see our files in the kernel's places."""
+    mounts = " && ".join(f"mount --bind {ours} {place}" for ours, place in pairs)
+    return "unshare", "-m" if os.geteuid() == 0 else "-rm", "sh", "-c", f'{mounts} && exec "$@"', "sh"
+
+
+def test_the_tree_runs_near_the_gpus_that_it_is_on(supervised, tmp_path: Path) -> None:
+    """A stand-in driver, and a stand-in for /sys: GPUs 0 and 1 are on NUMA node 0 with half of the CPUs, 2 and 3 on 1."""
+    everything = sorted(os.sched_getaffinity(0))
+    halves = everything[: len(everything) // 2] or everything, everything[len(everything) // 2 :]
+    world, sys = [], tmp_path / "sys"
+    for gpu in range(4):
+        world.append(f"gpu uuid=GPU-{gpu} minor={gpu} pci=00000000:{gpu + 1:02X}:00.0 memory=1000000 used=1000 numa={gpu // 2}")
+        device = sys / "bus" / "pci" / "devices" / f"0000:{gpu + 1:02x}:00.0"
+        device.mkdir(parents=True)
+        (device / "numa_node").write_text(f"{gpu // 2}\n")
+    for number, cpus in enumerate(halves):
+        node = sys / "devices" / "system" / "node" / f"node{number}"
+        node.mkdir(parents=True)
+        (node / "cpulist").write_text(",".join(map(str, cpus)) + "\n")
+    driver = FakeDriver(build(tmp_path), tmp_path / "world")
+    driver.write(*world)
+    node = supervised({"FAKE_ENGINE": 1, "FAKE_CHILDREN": 3}, start=False, SIM_GPUS=0, DETECTION="sim,nvml", RESUME_AFTER=0.2)
+    node.env |= {name: value for name, value in driver.env().items() if name not in os.environ or name == "LD_LIBRARY_PATH"}
+    node.within = in_place_of((sys, "/sys"))
+    node.start()
+    for number, gpus in ((1, (2, 3)), (0, (0, 1))):
+        node.serving_on(*gpus)
+        tree = procs.descendants(node.server_fact().holder_pid)
+        assert {tuple(courtesy.found(pid)["cpus"]) for pid in tree} == {tuple(halves[number])}
+        row = wait_until(lambda: node.status()["neighbour"], 10)
+        assert row["detail"] == f"NUMA node {number}" and row["cpus"]
+        node.job(7, "2-3")
+
+
 PRESSURE = "some avg10={0:.2f} avg60=0.00 avg300=0.00 total=0\nfull avg10=0.00 avg60=0.00 avg300=0.00 total=0\n"
 
 
@@ -47,10 +83,7 @@ def test_a_node_short_of_memory_is_left_to_its_jobs_until_that_is_over(supervise
     stand_in = tmp_path / "pressure"
     stand_in.write_text(PRESSURE.format(50))
     node = supervised(start=False, LEASE_TTL=4, RESUME_AFTER=1)
-    node.within = (  # the kernel's file is another one for this tree alone
-        "unshare", "-m" if os.geteuid() == 0 else "-rm",
-        "sh", "-c", f'mount --bind {stand_in} /proc/pressure/memory && exec "$@"', "sh",
-    )  # fmt: skip
+    node.within = in_place_of((stand_in, "/proc/pressure/memory"))
     node.start().serving()  # alone on the node it hurts nobody
     assert node.status()["memory"]["some_percent"] == 50
     node.job(7, "0")  # not on a GPU of ours
