@@ -5,6 +5,8 @@
     scripts/chaos.py --plan 100 --seed 7         only prints what it would do
     scripts/chaos.py --matrix                    not at random: every process killed and stopped in every phase
     scripts/chaos.py --matrix --every 10         each tenth of these
+    scripts/chaos.py --matrix --pairs            every two of those who free the GPUs, killed and stopped in all four ways
+    scripts/chaos.py --only "serving kill+stop root holder"      one cell, as it is printed; may be given again
 
 Prints what it does and what the observer (tests/observer) sees, then a summary. Exit code 1: a guarantee was violated,
 or it did not serve again once everything was healed. As root it also fills disks. It leaves nothing behind; with
@@ -24,7 +26,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from tests.chaos.matrix import cells, meet  # noqa: E402
+from tests.chaos.matrix import cells, meet, named, pairs  # noqa: E402
 from tests.chaos.plan import actions  # noqa: E402
 from tests.chaos.run import Play, Stuck  # noqa: E402
 from tests.chaos.stage import Stage  # noqa: E402
@@ -37,6 +39,8 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=1.0)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--matrix", action="store_true", help="go through tests/chaos/matrix.py instead, however long it takes")
+    parser.add_argument("--pairs", action="store_true", help="with --matrix: the pairs instead")
+    parser.add_argument("--only", action="append", type=named, default=[], metavar="CELL", help="this cell of the matrix alone")
     parser.add_argument("--every", type=int, default=1, metavar="N", help="with --matrix: only each Nth cell, from --seed on")
     parser.add_argument("--pace", type=float, default=1.0, help="how many times as long to wait between two actions")
     parser.add_argument("--plan", type=int, metavar="N", help="print the first N actions and do nothing")
@@ -74,14 +78,14 @@ def perform(stage: Stage, asked: argparse.Namespace) -> int:
     stuck, interrupted = "", False
     stage.begin()
     try:
-        if asked.matrix:
-            chosen = cells()[asked.seed % asked.every :: asked.every]
+        if asked.matrix or asked.only:
+            chosen = asked.only or (pairs() if asked.pairs else cells())[asked.seed % asked.every :: asked.every]
             for number, cell in enumerate(chosen, 1):
                 said = meet(play, cell)
                 play.done["cells that missed their phase" if "MISSED" in said else "cells"] += 1
                 say(f"{number}/{len(chosen)} {cell}  -> {said}")
                 show()
-        for action in () if asked.matrix else actions(asked.seed, asked.pace):
+        for action in () if asked.matrix or asked.only else actions(asked.seed, asked.pace):
             if time.monotonic() - began_s > asked.minutes * 60:
                 break
             play.act(action)

@@ -1,9 +1,10 @@
 """Not at random: every process of ours, and the pairs that stand in for each other, killed and stopped in every phase.
 
-A job on all GPUs comes in the same moment (where none is there yet). What was stopped goes on only after the lease's
-time, so that nobody but the dead-man's switch can have freed the GPUs; then it has to serve again.
+A job on all GPUs comes in the same moment (where none is there yet). What was stopped goes on only after the GPUs are
+free, which they have to be within the observer's bound: nothing can have healed by itself. Then it has to serve again.
 """
 
+import itertools
 import signal
 import time
 from dataclasses import dataclass
@@ -13,24 +14,51 @@ from tests.chaos.run import Play, Stuck
 from tests.chaos.stage import GRACE_S, LASTING, RESOLVE_S, TTL_S
 from tests.waiting import wait_until
 
-PAIRS = ("root holder", "vllm holder", "root vllm", "detector resolver", "resolver vllm", "holder server", "door holder")
+PAIRS = (
+    "root holder", "vllm holder", "root vllm", "detector resolver", "resolver vllm", "holder server", "door holder",
+    "guard holder", "holder-caddy holder-cloudflared",
+)  # fmt: skip
+GUARDS_GPUS = ("root", "holder", "vllm", "resolver", "detector", "guard")
 SIGNALS = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP}
-FREE_WITHIN_S = 2 * TTL_S + GRACE_S + RESOLVE_S + 5.0  # the observer judges by the narrow bounds; this only ends a wait
+FREE_WITHIN_S = 2 * TTL_S + GRACE_S + RESOLVE_S + 5.0  # this only ends a wait
+BUSY_S = 0.5  # for the looks and the steps of this program
 PHASE_WITHIN_S = 20.0
 
 
 @dataclass(frozen=True)
 class Cell:
+    """how: what is done to each of the targets in turn, "+" between them; one word is for all."""
+
     phase: str
     targets: str
     how: str
 
     def __str__(self) -> str:
-        return f"{self.phase:9} {self.how} {self.targets}"
+        return f"{self.phase} {self.how} {self.targets}"
+
+    def signals(self) -> dict[str, str]:
+        names, hows = self.targets.split(), self.how.split("+")
+        return dict(zip(names, hows if len(hows) == len(names) else hows * len(names)))
 
 
 def cells() -> list[Cell]:
     return [Cell(phase, targets, how) for targets in (*TARGETS, *PAIRS) for phase in PHASES for how in SIGNALS]
+
+
+def pairs() -> list[Cell]:
+    """Every two of those who free the GPUs, killed and stopped in all four ways."""
+    hows = ["+".join(each) for each in itertools.product(SIGNALS, SIGNALS)]
+    both = [" ".join(each) for each in itertools.combinations(GUARDS_GPUS, 2)]
+    return [Cell(phase, targets, how) for targets in both for phase in PHASES for how in hows]
+
+
+def named(text: str) -> Cell:
+    """As a cell is printed. Raises ValueError."""
+    phase, how, targets = text.split(maxsplit=2)
+    cell = Cell(phase, targets, how)
+    if phase not in PHASES or not set(targets.split()) <= set(TARGETS) or not set(cell.signals().values()) <= set(SIGNALS):
+        raise ValueError(f"there is no cell {text!r}")
+    return cell
 
 
 def meet(play: Play, cell: Cell) -> str:
@@ -39,23 +67,26 @@ def meet(play: Play, cell: Cell) -> str:
     stage = play.stage
     play.calm(LASTING)
     _into(play, cell.phase)
-    found = stage.pick(cell.targets, play.dice)
+    roles, signals = stage.roles(), cell.signals()
+    found = [(name, (roles[name] if name != "server" else play.dice.sample(roles[name], 1))[0]) for name in signals if name in roles]
     phase = stage.tree.status()["phase"]
-    play.tell("killed" if cell.how == "kill" else "fault", **({"roles": cell.targets.split()} if cell.how == "kill" else {"name": "stopped"}))
-    for process in found:
-        stage.send(process, SIGNALS[cell.how])
-        if cell.how == "stop":
-            stage.stopped[process.pid, process.start] = time.monotonic() + TTL_S + GRACE_S + 1.0
+    # Only one that is killed alone is judged by what it takes with it.
+    play.tell("killed" if set(signals.values()) == {"kill"} else "fault", name=cell.how, roles=list(signals))
+    for name, process in found:
+        if signals[name] == "kill":
+            stage.send(process, signal.SIGKILL)
+        else:
+            stage.stop([process], None)
     began_s = time.monotonic()
     if not stage.jobs():
         stage.job("0-7")
     wait_until(lambda: play.tick() or not stage.roles().get("server"), FREE_WITHIN_S, what=f"free GPUs after {cell}")
     free_s = time.monotonic() - began_s
+    if free_s > stage.bounds.fault_s + BUSY_S:
+        raise Stuck(f"{cell}: the GPUs were free only after {free_s:.2f} s")
     play.go_on(max(0.3, 1.0 - free_s))  # nothing may start on them
-    if cell.how == "stop":
-        wait_until(lambda: play.tick() or not stage.stopped, FREE_WITHIN_S, what="that all goes on")
     served = play.calm(LASTING)
-    names = " ".join(f"{each.role}:{each.pid}" for each in found) or "nobody there"
+    names = " ".join(f"{name}:{each.pid}" for name, each in found) or "nobody there"
     met = phase == {"resuming": "loading"}.get(cell.phase, cell.phase)
     return f"{names}{'' if met else f' MISSED: {phase}'}, free after {free_s:.2f} s, {served}"
 

@@ -5,7 +5,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 GPUS = 8
-TARGETS = ("root", "detector", "resolver", "vllm", "door", "tunnel", "notifier", "holder", "server")
+TARGETS = (
+    "root", "detector", "resolver", "vllm", "door", "tunnel", "notifier", "holder", "server",
+    "guard", "holder-caddy", "holder-cloudflared",
+)  # fmt: skip
+STARVED_MOST_S = 9.0  # longer than any bound: nothing may be waiting for the end of it
 PHASES = ("waiting", "loading", "serving", "yielding", "resuming")
 PROFILES = ("fake", "slow", "stubborn", "hang", "refork", "exits", "silent")
 CALM_EVERY = 25  # actions, then everything is healed, has to serve again, and is held to the strict bounds
@@ -61,7 +65,7 @@ def _words(kind: str, dice: random.Random) -> dict:
         case "garbage":
             return {"bytes": dice.randrange(1, 3000), "dice": dice.randrange(1 << 30)}
         case "starve":
-            return {"target": dice.choice(TARGETS[1:8]), "of": dice.choice(["files", "memory"]), "for_s": round(dice.uniform(1, 4), 1)}
+            return {"target": dice.choice(TARGETS[1:8]), "of": dice.choice(["files", "memory"]), "for_s": round(dice.uniform(1, STARVED_MOST_S), 1)}
         case "strict":
             return {"target": dice.choice(TARGETS[1:7]), "root": dice.random() < 0.5}
         case "clock":

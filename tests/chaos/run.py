@@ -128,7 +128,7 @@ class Play:
     def _stop(self, targets: str, phase: str | None, cont_s: float | None) -> str:
         self._phase(phase)
         processes = self._targets(targets)
-        self.tell("fault", name="stopped")
+        self.tell("fault", name="stopped", roles=[each.role for each in processes])
         self.stage.stop(processes, cont_s)
         return self._names(processes)
 
@@ -169,7 +169,7 @@ class Play:
 
     def _starve(self, target: str, of: str, for_s: float) -> str:
         processes = self._targets(target)
-        self.tell("fault", name="starved", open=True)
+        self.tell("fault", name="starved", open=True, roles=[target])
         for process in processes:
             if (before := self.stage.starve(process, of)) is not None:
                 self.later.append((time.monotonic() + for_s, lambda: self.stage.feed(process, *before)))

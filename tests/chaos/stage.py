@@ -104,9 +104,9 @@ class Stage:
         self.tree.state = self.disk.folder / "state"
         self.tree.env["LLMWD_STATE_DIR"] = str(self.tree.state)
         self.sight = Sight(f"{MARK}={self.tree.mark}", str(self.tree.runtime), self.jobs_folder)
-        bounds = Bounds(TTL_S, GRACE_S, RESOLVE_S)
+        self.bounds = Bounds(TTL_S, GRACE_S, RESOLVE_S)
         mark = f"{MARK}={self.tree.mark}"
-        self.observer = Observer(mark, self.tree.runtime, self.jobs_folder, folder / "observer.jsonl", bounds).ready()
+        self.observer = Observer(mark, self.tree.runtime, self.jobs_folder, folder / "observer.jsonl", self.bounds).ready()
         self.job_number = 0
         self.stopped: dict[tuple[int, int], float | None] = {}  # -> when it goes on (monotonic)
 

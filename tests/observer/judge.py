@@ -13,6 +13,7 @@ from tests.observer.sight import Job, Process, Sample
 LATE_S = 0.1  # a gap between two looks beyond this is a machine that was busy
 SETTLED_S = 2.0  # after a kill; and nothing else may have happened so long before it
 WORKERS = ("detector", "resolver", "vllm", "door", "tunnel", "notifier")
+GUARDS_GPUS = frozenset({"root", "detector", "resolver", "vllm", "holder", "guard"})  # whose trouble may delay a release
 
 
 @dataclass
@@ -63,6 +64,8 @@ class Judge:
     die_by_s: float = 0.0
     held_since_s: float | None = None
     killed: tuple[float, frozenset[str], dict[str, set[int]]] | None = None
+    claimed_s: float = float("-inf")  # when a job was there last that has GPUs, or may have some
+    told_s: float = float("-inf")
     double: int = 0
     counted: dict[str, int] = field(default_factory=dict)
     _started_on: set[tuple] = field(default_factory=set)
@@ -70,13 +73,16 @@ class Judge:
     # --- what the test tells
 
     def told(self, word: dict, now_s: float) -> None:
-        """fault NAME (open: until healed), healed NAME, killed ROLES, held, released (orders), happened."""
-        kind = word["event"]
+        """fault NAME (open: until healed; roles: of whom), healed NAME, killed ROLES, held, unheld (orders), happened.
+
+        Only what befalls those who guard the GPUs widens a bound."""
+        kind, self.told_s = word["event"], now_s
+        matters = bool(GUARDS_GPUS & set(word.get("roles", GUARDS_GPUS)))
         self.counted[kind] = self.counted.get(kind, 0) + 1
         match kind:
             case "fault":
-                self.fault_s = now_s
-                if word.get("open"):
+                self.fault_s = now_s if matters else self.fault_s
+                if word.get("open") and matters:
                     self.open_faults.add(word["name"])
             case "healed":
                 self.open_faults.discard(word["name"])
@@ -85,7 +91,7 @@ class Judge:
                 roles = frozenset(word["roles"])
                 quiet = now_s - max(self.happened_s, self.fault_s) > SETTLED_S and not self.open_faults
                 self.killed = (now_s, roles, self._pids(self.before)) if quiet and self.before is not None else None
-                self.fault_s = now_s
+                self.fault_s, self.happened_s = now_s if matters else self.fault_s, now_s
                 return
             case "held":
                 self.held_since_s = now_s
@@ -95,8 +101,11 @@ class Judge:
 
     def faulty(self, now_s: float) -> bool:
         """Whether something of ours is broken, or was a short while ago."""
-        stopped = self.before is not None and any(each.state in "Tt" for each in self.before.processes.values())
-        return bool(self.open_faults) or stopped or now_s - self.fault_s < 2 * self.bounds.ttl_s
+        return bool(self.open_faults) or self._stopped(self.before) or now_s - self.fault_s < 2 * self.bounds.ttl_s
+
+    @staticmethod
+    def _stopped(sample: Sample | None) -> bool:
+        return sample is not None and any(each.state in "Tt" and each.role in GUARDS_GPUS for each in sample.processes.values())
 
     # --- what is seen
 
@@ -106,12 +115,15 @@ class Judge:
             self.worst_late_s = max(self.worst_late_s, gap_s)
             if gap_s > LATE_S:
                 self.late.append((sample.done_s, gap_s - LATE_S))
-            if any(each.state in "Tt" for each in self.before.processes.values()):
+            if self._stopped(self.before):
                 self.fault_s = sample.begun_s
             if self.before.jobs != sample.jobs:
                 self.happened_s, self.killed = sample.begun_s, None
         servers = [each for each in sample.processes.values() if each.gpus]
+        if any(job.gpus is None or job.gpus for job in sample.jobs.values()):
+            self.claimed_s = sample.done_s
         self._jobs_come_first(sample, servers)
+        self._jobs_without_gpus_change_nothing(sample, servers)
         self._one_server_on_a_gpu(sample, servers)
         self._nothing_outlives_the_root(sample)
         self._a_death_is_local(sample)
@@ -153,6 +165,15 @@ class Judge:
         self.releases.append((took_s, faulty))
         self.report({"event": "release", "job": job, "gpus": sorted(gpus), "took_s": round(took_s, 3), "fault": faulty})
 
+    def _jobs_without_gpus_change_nothing(self, sample: Sample, servers: list[Process]) -> None:
+        if self.before is None or not sample.jobs or sample.begun_s - self.claimed_s < self.bounds.fault_s:
+            return
+        new = max(job.since_s for job in sample.jobs.values())
+        lost = {each.tree for each in self.before.processes.values() if each.gpus} - {each.tree for each in servers}
+        quiet = sample.begun_s - self.told_s > self.bounds.fault_s and not self.faulty(sample.begun_s)
+        if lost and quiet and sample.begun_s - new < self.bounds.fault_s and any(each.role == "root" for each in sample.processes.values()):
+            self._violation("G3", f"a server ended though the jobs {sorted(sample.jobs)} have no GPUs", sample.begun_s)
+
     def _started_on_a_job(self, process: Process, id: str, job: Job, servers: list[Process]) -> None:
         # The tree's first process counts: one that serves may fork at any time.
         began_s = min(each.not_before_s for each in servers if each.tree == process.tree)
@@ -193,7 +214,10 @@ class Judge:
             self.dying = {key: each for key, each in sample.processes.items() if each.role != "ctl"}
             self.die_by_s = sample.done_s + self.bounds.fault_s
             self.happened_s, self.fault_s, self.killed = sample.done_s, sample.done_s, None
-        self.dying = {key: each for key, each in self.dying.items() if key in sample.processes}
+        if self.dying:  # what they fork is no better than they are
+            pids, trees = {each.pid for each in self.dying.values()}, {each.tree for each in self.dying.values()} - {""}
+            self.dying |= {key: each for key, each in sample.processes.items() if each.ppid in pids or each.tree in trees}
+        self.dying = {key: each for key, each in self.dying.items() if key in sample.processes and each.role not in ("ctl", "root")}
         if self.dying and sample.begun_s > self.die_by_s + self._late_since(self.root_gone_s):
             left = ", ".join(f"{each.role} {each.pid} ({each.state})" for each in self.dying.values())
             self._violation("G5", f"still there {sample.begun_s - self.root_gone_s:.1f} s after the root's death: {left}", sample.begun_s)

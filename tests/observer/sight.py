@@ -10,7 +10,8 @@ from pathlib import Path
 YOUNG_S = 1.0  # so long after its first sight a process is looked at anew each time: it may exec
 LOOK_AGAIN_S = 0.5
 _JOB = re.compile(r"job_(\d+)")
-_TITLE = re.compile(r"llmwd: (holder [a-z]+|[a-z]+)")
+_TITLE = re.compile(r"(?:llmwd: )?((?:holder|guard of) [a-z]+)|llmwd: ([a-z]+)")
+_SHORT = {"holder-vllm": "holder", "guard-vllm": "guard"}  # the others keep their service: holder-caddy
 
 
 @dataclass
@@ -113,17 +114,19 @@ class Sight:
         if gpus and not process.gpus:  # it became a server just now: what forked earlier was none
             process.not_before_s, process.first_s = self.before_s, now_s
         process.looked_s, process.gpus, process.tree = now_s, gpus, names.get("LLMWD_TREE", "")
-        title = _TITLE.search(command)
+        title = _TITLE.match(command)
         if gpus:
             process.role = "server"
         elif title:
-            process.role = "holder" if title[1] == "holder vllm" else title[1]
+            role = title[2] or title[1].replace(" of", "").replace(" ", "-")
+            process.role = _SHORT.get(role, role)
         elif "llmwd.ctl" in command:
             process.role = "ctl"
         elif "llmwd.supervisor" in command:
             process.role = "root"
-        elif "holder.main" in command:
-            process.role = "holder"
+        elif "holder.main" in command:  # no title yet; its guard neither
+            role = f"holder-{command.split()[-1]}"
+            process.role = _SHORT.get(role, role)
 
     def _look_at_jobs(self) -> None:
         now_s, found = time.monotonic(), {}

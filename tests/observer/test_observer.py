@@ -77,6 +77,40 @@ def test_what_outlives_the_root_is_found() -> None:
     assert told.see(worker, again, for_s=1) == ["G5"]
 
 
+def test_what_is_forked_after_the_roots_death_is_found_too() -> None:
+    told = Told()
+    root, server = told.process("root"), told.process("server", 6, tree="a")
+    told.see(root, server)
+    told.see(server, for_s=1)
+    child = told.process("server", 6, tree="a")
+    child.ppid = server.pid
+    assert told.see(child, for_s=4) == []
+    again = told.process("server", 7, tree="b")
+    assert told.see(child, again, for_s=3) == ["G5"]
+
+
+def test_a_server_that_ends_beside_a_job_without_gpus_is_found() -> None:
+    for gpus, told_of, found in (((), False, ["G3"]), ((), True, []), ((6,), False, [])):
+        told = Told()
+        root, server = told.process("root"), told.process("server", 6, tree="a")
+        told.see(root, server, for_s=8)
+        if told_of:
+            told.judge.told({"event": "happened"}, told.now_s)
+        jobs = {"1": told.job(*gpus)}
+        told.see(root, server, jobs=jobs, for_s=0.5)
+        assert told.see(root, jobs=jobs, for_s=1) == found
+
+
+def test_a_notifier_that_is_stopped_widens_no_bound() -> None:
+    for role, found in (("notifier", ["G1"]), ("resolver", [])):
+        told = Told()
+        server, other = told.process("server", 6, 7, tree="a"), told.process(role)
+        other.state = "T"
+        told.see(server, other)
+        told.judge.told({"event": "fault", "name": "stopped", "roles": [role]}, told.now_s)
+        assert told.see(server, other, jobs={"1": told.job(7)}, for_s=4) == found
+
+
 def test_a_death_that_takes_another_with_it_is_found_unless_more_was_done() -> None:
     for more, found in ((False, ["G6"]), (True, [])):
         told = Told()

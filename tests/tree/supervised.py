@@ -137,6 +137,7 @@ class Supervised:
         )
 
     def stop(self, within_s: float = 30) -> int:
+        self.tell("happened")
         self.process.send_signal(signal.SIGTERM)
         return self.process.wait(within_s)
 
@@ -219,8 +220,7 @@ class Supervised:
     # --- asking and ordering --------------------------------------------------------------------------
 
     def ctl(self, *words: str, within_s: float = 30) -> subprocess.CompletedProcess:
-        if words[:1] == ("resume",):
-            self.tell("unheld")
+        self.tell("unheld" if words[:1] == ("resume",) else "happened")
         done = subprocess.run(
             [sys.executable, "-m", "llmwd.ctl.main", *words], env=self.env, cwd=CHECKOUT, capture_output=True,
             text=True, timeout=within_s, stdin=subprocess.DEVNULL,
