@@ -86,7 +86,7 @@ class SlurmDesk:
         started_s = self._claims.reading.started_s
         if now_s - started_s > FRESH_S:
             return self.last_error or "slurmctld is being asked once more"
-        return self.last_error or self.ahead.grant_why()
+        return self.last_error or self._claims.unreadable() or self.ahead.grant_why()
 
     def trouble(self, now_s: float) -> str:
         """Why a question about a job may be without an answer; empty: no reason is known."""
@@ -329,9 +329,7 @@ class SlurmDesk:
         if claim.gpus is None:
             text = f"GresUsed of this node was not understood ({claim.why}): {_shown(answer)}"
             self._say_once(gres.form_of(claim.why, short), text)
-            self._listing_due = True
-        else:
-            self._claims.take_listing(frozenset(), now_s)
+        self._listing_due = claim.gpus is None
         self._claims.read(NodeReading(asked_s, claim), now_s)
 
     def _take_gres(self, told: str) -> None:
