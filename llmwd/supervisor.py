@@ -82,12 +82,18 @@ def supervise() -> int:
 
     root = Root(boot, spec.CHILDREN, lock, log, reload)
     root.run()
-    if root.homeless:  # a new program: the lock, the folders and the workers' modules are made as at any start
+    if root.homeless:
         log.info("beginning again")
-        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+        _begin_again(umask)
     journal.write("supervisor_stopped", pid=os.getpid())
     log.info("ended; nothing of ours is left")
     return Exit.done
+
+
+def _begin_again(umask: int) -> None:
+    """As a new program: the lock, the folders and the workers' modules are made as at any start, by the operator's umask."""
+    os.umask(umask)
+    os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
 def _renew_runtime(dirs: rundir.Dirs, log: logging.Logger) -> None:

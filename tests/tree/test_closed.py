@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import socket
 import stat
 import subprocess
@@ -132,6 +133,27 @@ def test_another_user_of_the_node_can_neither_read_nor_write_nor_reach_anything_
 
 def umask_of(pid: int) -> str:
     return re.search(r"^Umask:\s+(\d+)$", Path(f"/proc/{pid}/status").read_text(), re.M)[1]
+
+
+def test_a_new_beginning_keeps_the_operators_umask_for_services(supervised: Start) -> None:
+    tree = supervised(start=False)
+    before = os.umask(0o027)
+    try:
+        tree.start()
+    finally:
+        os.umask(before)
+    first = tree.serving()["server"]["pid"]
+    assert umask_of(first) == "0027"
+    tree.tell("fault", name="the runtime folder is deleted")
+    shutil.rmtree(tree.runtime, ignore_errors=True)
+
+    def again() -> int | None:
+        if not (tree.runtime / "facts").exists():
+            return None
+        status = tree.status()
+        return status["server"]["pid"] if status["phase"] == "serving" and status["server"]["pid"] not in (None, first) else None
+
+    assert umask_of(wait_until(again, 60, what="serving again")) == "0027"
 
 
 # --- what others may have planted -----------------------------------------------------------------------
@@ -318,7 +340,10 @@ def ntfy() -> Iterator[NtfyServer]:
 def test_no_secret_is_in_a_command_line_a_log_the_status_a_message_a_notice_or_the_journal(
     tmp_path: Path, ntfy: NtfyServer
 ) -> None:
-    names = ("hub", "hf", "token", "proxy", "own_key", "argument", "hf_argument", "ntfy", "mistyped")
+    names = (
+        "hub", "hf", "token", "proxy", "own_key", "talked_key", "talked_hf", "argument", "hf_argument", "ntfy", "mistyped", "unquoted",
+        "notify", "as_a_path",
+    )  # fmt: skip
     planted = {name: f"pLaNtEd-{name}-{os.urandom(8).hex()}" for name in names}
     planted["tunnel"] = base64.b64encode(os.urandom(33)).decode()
     tunnel = tmp_path / "cloudflared"
@@ -330,6 +355,7 @@ def test_no_secret_is_in_a_command_line_a_log_the_status_a_message_a_notice_or_t
     tunnel.chmod(0o755)
     talkative = tmp_path / "talkative"
     talkative.write_text('#!/bin/sh\necho "ValueError: $HF_TOKEN $HUGGING_FACE_HUB_TOKEN $VLLM_API_KEY $https_proxy Bearer $VLLM_API_KEY"\nexit 1\n')
+    # (No form tells these secrets from other words: who quotes them has to know them.)
     talkative.chmod(0o755)
     tree = Supervised(tmp_path / "tree", settings, environ={
         "HF_TOKEN": planted["hf"], "HUGGING_FACE_HUB_TOKEN": planted["hub"], "TUNNEL_TOKEN": planted["token"],
@@ -341,10 +367,10 @@ def test_no_secret_is_in_a_command_line_a_log_the_status_a_message_a_notice_or_t
     tree.write_profile("argued", VLLM_ARGS=f"--api-key {planted['argument']} --hf-token={planted['hf_argument']}", FAKE_REPORT=tmp_path / "argued")
     tree.write_profile("talkative", LLM_BIN=talkative)
     with (tree.home / "models/talkative.env").open("a") as file:
-        file.write(f"export VLLM_API_KEY={planted['own_key']}\n")
+        file.write(f"export VLLM_API_KEY={planted['talked_key']} HF_TOKEN={planted['talked_hf']}\n")
     tree.write_profile("mistyped")
     with (tree.home / "models/mistyped.env").open("a") as file:
-        file.write(f"export WANDB_API_KEY= {planted['mistyped']}+\n")
+        file.write(f"export WANDB_API_KEY= {planted['mistyped']}+\nVLLM_ARGS=--api-key {planted['unquoted']}\n")
     watch = Watch(tree, list(planted.values()))
     try:
         tree.start().serving()
@@ -365,14 +391,20 @@ def test_no_secret_is_in_a_command_line_a_log_the_status_a_message_a_notice_or_t
         tree.ctl("switch", "talkative")
         tree.until(lambda status: "ValueError: ***" in status["detail"], what="the failure, quoted")
         texts += [mistyped, tree.ctl("check", "mistyped"), tree.ctl("status"), tree.ctl("status", "--json"), tree.ctl("models")]
-        wait_until(lambda: len(ntfy.messages) >= 2, 30, what="notices")
+        wait_until(lambda: any("Failed" in message.get("title", "") for message in ntfy.messages), 60, what="the notice of a failure")
+        assert "ValueError: ***" in next(message["message"] for message in ntfy.messages if "Failed" in message.get("title", ""))
+        with (tree.home / "etc/config.env").open("a") as file:
+            file.write(f"NOTIFY_URLS=json://a.b/c tgram://123456:{planted['notify']}/42\nTUNNEL_TOKEN_FILE={planted['as_a_path']}\n")
+        tree.process.send_signal(signal.SIGHUP)
+        wait_until(lambda: "TUNNEL_TOKEN_FILE" in tree.log("root"), 30, what="the settings, refused")
+        texts += [tree.ctl("status"), tree.ctl("history", "-n", "100"), tree.ctl("report"), tree.ctl("report", "--json"), tree.ctl("check")]
         assert planted["tunnel"] in tree.log("cloudflared")  # it was there to be quoted
     finally:
         watch.stop()
         tree.close()
     files = [path for top in (tree.runtime, tree.state) for path in top.rglob("*") if path.is_file()]
-    # What the services themselves print is theirs, and 0600; the key is in its own file.
-    files = [path for path in files if path.name.split(".")[0] not in ("server", "cloudflared", "api-key")]
+    # What the services themselves print is theirs, and 0600; keys are in their own files.
+    files = [path for path in files if path.name.split(".")[0] not in ("server", "cloudflared", "api-key", "upstream-key")]
     assert {"journal.jsonl", "root.log", "vllm.log", "tunnel.log", "notifier.log", "resolver.bin"} <= {path.name for path in files}
     told = {str(path): path.read_text(errors="replace") for path in [*files, tree.errors]}
     told |= {"ctl " + " ".join(done.args[3:]): done.stdout + done.stderr for done in texts}
