@@ -29,11 +29,11 @@ class Switch:
         self.access = access
         self.renew_at = 0.0
         self.tries = 0
-        self.busy = self.cancelled = False
+        self.busy = False
         self.trouble = ""
 
     def wakes_at(self, settings: Settings, state: State, refused: bool) -> float | None:
-        if not (settings.ntfy_topic and settings.ntfy_deadman) or self.cancelled:
+        if not (settings.ntfy_topic and settings.ntfy_deadman):
             self.trouble = ""
             return None
         if refused or not state.replaces:
@@ -64,18 +64,6 @@ class Switch:
 
         self.shell.beside(lambda: ntfy.publish(s.ntfy_server, s.ntfy_topic, body, access), arrived)
 
-    def cancel(self, settings: Settings, state: State, then: Callable[[], None]) -> None:
-        """Take it back, by the settings that it was made with."""
-        self.busy, s, sid, access = True, settings, state.deadman.sid, self.access(settings)
-
-        def arrived(outcome: Outcome | None) -> None:
-            self.busy = False
-            if outcome is None or outcome.result is not Result.sent:
-                self.shell.log.warning("the dead man's notice could not be taken back: %s", outcome.why if outcome else "")
-            then()
-
-        self.shell.beside(lambda: ntfy.cancel(s.ntfy_server, s.ntfy_topic, sid, access), arrived)
-
 
 def named(state: State, now_at: float) -> State:
     """With an id for the notice, to be kept before it is sent: an incarnation that does not know the id would leave the
@@ -88,7 +76,3 @@ def named(state: State, now_at: float) -> State:
 def fired(state: State, now_at: float) -> bool:
     """Whether the server has told of our death."""
     return state.deadman is not None and state.deadman.fires_at is not None and state.deadman.fires_at < now_at
-
-
-def without(state: State) -> State:
-    return msgspec.structs.replace(state, deadman=None)
