@@ -60,7 +60,8 @@ settings_file() {
     local file=$home/etc/config.env example=$home/etc/config.env.example
     [[ -e $file ]] && return
     [[ -e $example ]] || example=$root/etc/config.env.example
-    mkdir -p "$home/etc" && cp "$example" "$file" || refuse "etc/config.env cannot be made in $home"
+    # For us alone from its first instant: secrets will be written into it.
+    mkdir -p "$home/etc" && (umask 077; cp "$example" "$file") || refuse "etc/config.env cannot be made in $home"
     say "made etc/config.env from etc/config.env.example: your settings go there"
 }
 
@@ -96,8 +97,9 @@ prepare_model() {
         export SIM_GPUS=${SIM_GPUS:-4} # etc/config.env wins over it
         choose "$embedded"
     fi
-    local problems
-    problems=$("$ctl" check 2>&1) || refuse "this has to be mended first:"$'\n'"$problems"
+    local said
+    said=$("$ctl" check 2>&1) || refuse "this has to be mended first:"$'\n'"$said"
+    grep '^warning: ' <<<"$said" >&2
 }
 
 # The runtime and the log folder, made private to us: the line `runtime`, the line `logs`.
@@ -117,7 +119,7 @@ print(dirs.runtime, dirs.logs, sep="\n")'
 # shellcheck disable=SC2016
 in_pane='. "$1"; rm -f -- "$1"
 "$2/bin/llmwd-supervisor"; status=$?
-((status == 0)) || { echo "$status" >"$3"; printf "\nllmwd-supervisor ended with exit code %s. Enter closes this window.\n" "$status"; read -r; }'
+((status == 0)) || { (umask 077; echo "$status" >"$3"); printf "\nllmwd-supervisor ended with exit code %s. Enter closes this window.\n" "$status"; read -r; }'
 
 start_in_tmux() {
     local file how=(new-session -d -s "$session")
@@ -130,8 +132,10 @@ start_in_tmux() {
 }
 
 start_detached() {
+    # The supervisor gets our umask, which is its services'; the files are for us alone.
+    (umask 077; : >"$log") && chmod 600 "$log" || refuse "$log cannot be written"
     # shellcheck disable=SC2016
-    setsid nohup bash -c '"$1/bin/llmwd-supervisor" || echo "$?" >"$2"' llmwd "$root" "$ended" </dev/null >"$log" 2>&1 &
+    setsid nohup bash -c '"$1/bin/llmwd-supervisor" || { status=$?; umask 077; echo "$status" >"$2"; }' llmwd "$root" "$ended" </dev/null >"$log" 2>&1 &
     say "$1: it runs detached, and what it says goes to $log"
 }
 

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 from tests.ctl.stand import CHECKOUT
 from tests.waiting import wait_until
 
-TOOLS = "bash env readlink mkdir cp cat tail uname mktemp rm setsid nohup grep sh dirname flock".split()
+TOOLS = "bash env readlink mkdir cp cat chmod tail uname mktemp rm setsid nohup grep sh dirname flock".split()
 
 
 class Checkout:
@@ -34,6 +35,7 @@ class Checkout:
         self.env["PATH"] = f"{self.tools}:{os.environ['PATH']}"
 
     def script(self, name: str, text: str) -> None:
+        (self.root / name).unlink(missing_ok=True)  # it may be a link to the machine's own program
         (self.root / name).write_text(f"#!/usr/bin/env bash\n{text}\n")
         (self.root / name).chmod(0o755)
 
@@ -43,6 +45,11 @@ class Checkout:
 
     def tool(self, name: str, text: str) -> None:
         self.script(f"tools/{name}", text)
+
+    def rm_that_tells_modes(self) -> None:
+        """An `rm` that writes down which mode start.ended had."""
+        looks = f'for file; do [[ $file != */start.ended || ! -e $file ]] || {shutil.which("stat")} -c %a "$file" >>"$LLMWD_HOME/modes"; done'
+        self.tool("rm", f'{looks}; exec {shutil.which("rm")} "$@"')
 
     def start(self, *words: str, **env: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
@@ -109,6 +116,49 @@ def test_the_first_time_it_makes_the_settings_and_never_touches_them_again(check
     settings.write_text("NUM_GPUS=1\n")
     checkout.start("--no-wait")
     assert settings.read_text() == "NUM_GPUS=1\n"
+
+
+def test_what_it_makes_is_for_the_user_alone_and_the_supervisor_has_the_users_umask(checkout):
+    for name in TOOLS:
+        (checkout.tools / name).symlink_to(shutil.which(name))
+    dirs = checkout.stand.dirs
+    settings, log, ended = dirs.home / "etc/config.env", dirs.logs / "start.log", dirs.runtime / "start.ended"
+    settings.unlink()
+    log.touch()
+    log.chmod(0o666)
+    # It writes down its umask, and leaves its end to be looked at.
+    checkout.script("bin/llmwd-supervisor", 'umask >"$LLMWD_HOME/umask"; exit 1')
+    checkout.rm_that_tells_modes()
+    before = os.umask(0o022)
+    try:
+        assert checkout.start(PATH=str(checkout.tools)).returncode == 1
+    finally:
+        os.umask(before)
+    assert [stat.S_IMODE(path.stat().st_mode) for path in (settings, log)] == [0o600, 0o600] and not ended.exists()
+    assert (dirs.home / "umask").read_text() == "0022\n"
+    assert (dirs.home / "modes").read_text() == "600\n"
+
+
+def test_the_end_of_a_supervisor_in_tmux_is_written_for_the_user_alone(checkout):
+    checkout.script("bin/llmwd-supervisor", 'exit 1')
+    checkout.rm_that_tells_modes()
+    assert checkout.start().returncode == 1
+    assert (checkout.stand.dirs.home / "modes").read_text() == "600\n"
+
+
+def test_settings_with_a_secret_that_others_can_read_are_warned_of_and_what_they_can_write_is_not_run(checkout):
+    settings = checkout.stand.dirs.home / "etc/config.env"
+    settings.write_text(settings.read_text() + f'touch "{checkout.root}/ran"\nexport WANDB_API_KEY=planted-secret\n')
+    settings.chmod(0o644)
+    done = checkout.start("--no-wait")
+    assert done.returncode == 0 and "warning: etc/config.env: can be read by other users, and holds a secret" in done.stderr
+    checkout.stand.ctl("stop")
+    settings.chmod(0o666)
+    (checkout.root / "ran").unlink()
+    done = checkout.start("--no-wait")
+    assert done.returncode == 1 and "can be written by other users, and bash would run what they write" in done.stderr
+    assert not (checkout.root / "ran").exists()
+    assert "planted-secret" not in done.stdout + done.stderr
 
 
 def test_the_environment_goes_through_an_older_tmux_server_and_nobody_can_read_it_on_the_way(checkout):
