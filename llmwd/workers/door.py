@@ -120,7 +120,7 @@ class Door:
         self.shell.at("repeat", time.monotonic() + repeat_every_s(self.settings), self.on_beat)
 
     def _forgive(self) -> None:
-        self.refused, self.refusal = None, ""
+        self.refused = None
         if self.service.life.phase in (Phase.failed, Phase.backoff):
             self.detail, self.given_up = "", False
             self.service.reset()
@@ -150,8 +150,10 @@ class Door:
         if service.alive and service.life.phase in RUNNING:
             if not wanted:
                 service.release(GRACE_S, "not wanted any more")
-            elif service.life.phase is Phase.ready and self._busy is None and (to_load := self._wanted()) not in (self.loaded, self.refused):
-                self._load(to_load)
+            elif service.life.phase is Phase.ready and self._busy is None:
+                to_load = self._wanted()
+                if to_load != self.refused and (to_load != self.loaded or self.refusal):  # after a refusal nobody knows what it has
+                    self._load(to_load)
         elif wanted and not service.alive and service.life.phase is Phase.stopped and self._busy is None:
             self._plan()
         self._publish(repeat)
@@ -189,7 +191,6 @@ class Door:
     def _plan(self) -> None:
         self._busy = token = object()
         wish = self.settings.caddy_bin
-
         self.shell.beside(lambda: caddy.survey(wish), lambda found: self._planned(token, found))
 
     def _planned(self, token: object, found: tuple[str, str] | None) -> None:
@@ -212,7 +213,7 @@ class Door:
         except OSError as error:
             self.service.cannot_start(f"{self.config_path} cannot be written: {error.strerror}")
             return
-        self.loaded, self.refused, self.refusal, self.detail, self._deaf, self.full = wanted, None, "", "", 0, False
+        self.loaded, self.detail, self._deaf = wanted, "", 0
         home = str(self.folder / "caddy")
         env = {
             "PATH": os.defpath, "HOME": home, "XDG_DATA_HOME": home, "XDG_CONFIG_HOME": home, "GOMAXPROCS": THREADS, "GOMEMLIMIT": MEMORY,
@@ -237,7 +238,7 @@ class Door:
     def on_gone(self, state: HolderState | None, asked: bool) -> None:
         """Nothing of Caddy is left."""
         self.shell.cancel("look")
-        self.loaded, self.full = None, False
+        self.loaded, self.refused, self.refusal, self.full = None, None, "", False
         self._busy = None
         Path(self.socket).unlink(missing_ok=True)
         if asked or self.given_up:
