@@ -58,7 +58,7 @@ def test_a_server_that_takes_too_long_to_die_breaks_the_budget_and_the_drill_say
 def test_a_drill_that_is_interrupted_or_sees_no_release_leaves_no_job_behind(supervised: Start) -> None:
     tree = supervised({"FAKE_IGNORE_TERM": 1}, YIELD_GRACE=2, YIELD_BUDGET=30, LEASE_TTL=60)
     tree.serving()
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         drill = start_drill(tree)
         wait_until(lambda: sim_files(tree), 10, what="the simulated job")
         drill.send_signal(number)
@@ -75,6 +75,30 @@ def test_a_drill_that_is_interrupted_or_sees_no_release_leaves_no_job_behind(sup
     drill.kill()
     drill.communicate()
     wait_until(lambda: sim_files(tree) == [], 20, what="the end of a job whose drill was killed")
+
+
+def test_a_drill_that_is_interrupted_between_its_two_strikes_leaves_no_job_behind(supervised: Start) -> None:
+    tree = supervised({"FAKE_READY_AFTER": 2}, RESUME_AFTER=5)
+    tree.serving()
+    drill = start_drill(tree, "--while", "loading")
+    wait_until(lambda: tree.journal("drill"), 30, what="the first strike")
+    drill.send_signal(signal.SIGINT)
+    assert drill.wait(10) == 130 and sim_files(tree) == [] and len(tree.journal("drill")) == 1
+    drill.communicate()
+    tree.serving()
+
+
+def test_a_drill_is_measured_against_the_budget_of_the_supervisor_not_of_a_file_edited_since(supervised: Start) -> None:
+    tree = supervised()
+    tree.serving()
+    tree.write_settings(YIELD_BUDGET=60)
+    done = tree.ctl("drill", "--no-wait", "--json", within_s=60)
+    told = json.loads(done.stdout)
+    assert done.returncode == 0 and told["budget_s"] == 5 and told["passed"]
+    seen = tree.journal("job_seen")[-1]  # though its job was gone at once
+    assert (seen["job"], seen["first"]) == (told["job"], "sim")
+    proved = tree.journal("release_proved")[-1]
+    assert proved["proved_by"] == "tree" and told["parts"]["driver_s"] is None
 
 
 def test_where_there_can_be_no_drill_nothing_is_done(supervised: Start) -> None:
