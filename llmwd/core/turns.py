@@ -16,9 +16,9 @@ RESERVATIONS, PENDING = "reservations", "pending jobs"
 NEVER_S = float("-inf")
 
 
-def unasked(kinds: Sequence[str] = (PENDING, RESERVATIONS)) -> tuple[Plans, ...]:
+def unasked() -> tuple[Plans, ...]:
     """What is known before the first answers. Jobs come first: they are planned every day, and later than reservations."""
-    return tuple(Plans(kind=kind, asked_s=NEVER_S) for kind in kinds)
+    return tuple(Plans(kind=kind, asked_s=NEVER_S) for kind in (PENDING, RESERVATIONS))
 
 
 def adopted(plans: Sequence[Plans], now_s: float) -> tuple[Plans, ...]:
