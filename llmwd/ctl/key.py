@@ -24,7 +24,7 @@ def key_of(dirs: Dirs, seen: Look) -> str | None:
     served = seen.status.model.profile if seen.running and seen.status.model else None
     loaded = load(served_home(dirs, seen), served)
     if loaded.profile is None or loaded.settings is None:
-        raise Refusal("the configuration is not valid: see llmwd-ctl check")
+        raise Refusal("\n".join(["the configuration is not valid:", *map(str, loaded.problems)]))
     try:
         return api_key(loaded.profile, loaded.settings, keyfile.read(dirs.state) or "")
     except DirError as error:
