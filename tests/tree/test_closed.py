@@ -23,7 +23,7 @@ from llmwd.adapters.bus import bus_endpoint
 from tests.fakes.cloudflared import wrapper
 from tests.fakes.ntfy import NtfyServer
 from tests.tree.conftest import Start
-from tests.tree.supervised import CHECKOUT, WORKERS, Supervised
+from tests.tree.supervised import CHECKOUT, WORKERS, Supervised, free_port
 from tests.tree.test_starting import run_supervisor
 from tests.waiting import wait_until
 
@@ -83,8 +83,13 @@ def open_folder() -> Iterator[Path]:
 @pytest.fixture
 def busy(open_folder: Path) -> Iterator[Supervised]:
     """An llmwd in full work that has made every file it makes: served, yielded, told people, had a tunnel."""
-    settings = credentials(open_folder, "s" * 44) | {"CLOUDFLARED_BIN": wrapper(open_folder)}
-    tree = Supervised(open_folder, settings)
+    with NtfyServer() as ntfy:
+        yield from at_work(open_folder, {"NTFY_SERVER": ntfy.url, "NTFY_TOPIC": "t"})
+
+
+def at_work(folder: Path, settings: dict[str, object]) -> Iterator[Supervised]:
+    settings |= credentials(folder, "s" * 44) | {"CLOUDFLARED_BIN": wrapper(folder), "DOOR": "true", "DOOR_PORT": free_port()}
+    tree = Supervised(folder, settings)
     before = os.umask(0)  # the most careless operator
     try:
         tree.start()
@@ -92,6 +97,7 @@ def busy(open_folder: Path) -> Iterator[Supervised]:
         os.umask(before)
     try:
         tree.all_ready()
+        assert tree.ctl("key", "add", "alice").returncode == 0
         tree.job(1, "0-7")
         tree.phase("waiting")
         assert tree.ctl("yield", "--for", "1s").returncode == 0
@@ -108,6 +114,7 @@ def test_another_user_of_the_node_can_neither_read_nor_write_nor_reach_anything_
     paths += [path for top in tuple(paths) for path in sorted(top.rglob("*")) if ".new" not in path.name]
     names = {path.name for path in paths}
     assert {"sim", "facts", "logs", "journal.jsonl", "api-key", "server.log", "supervisor.lock", "resolver.bin"} <= names, names
+    assert {"door.sock", "door-keys.json", "caddy.log", "upstream-key", "outbox.sqlite3"} <= names, names
     assert sum(path.is_socket() for path in paths) >= 8
     found = [path for path in paths if path.exists()]
     # From the first instant, with any umask: nothing was made open and closed later.
@@ -126,9 +133,21 @@ def test_another_user_of_the_node_can_neither_read_nor_write_nor_reach_anything_
             attempts |= {f"read {path}": lambda p=path: p.read_bytes(), f"write {path}": lambda p=path: p.open("ab").close()}
         attempts[f"replace {path}"] = lambda p=path: p.rename(p.with_name("taken"))
     attempts |= {f"environment of {pid}": lambda p=pid: Path(f"/proc/{p}/environ").read_bytes() for pid in ours}
+    attempts |= {f"answer at {port}": lambda p=port: answered(p) for port in (busy.port, busy.settings["DOOR_PORT"])}
     attempts["/proc"] = lambda: Path("/proc/self/stat").read_bytes()  # it can try at all
     worked = [list(attempts)[number] for number in as_stranger(list(attempts.values()))]
     assert worked == ["/proc"]
+
+
+def answered(port: int) -> None:
+    """A model's answer without a key, or OSError. Every user of the node reaches its loopback."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+    try:
+        connection.request("POST", "/v1/completions", '{"model": "fake", "prompt": "a", "max_tokens": 1}', {"Content-Type": "application/json"})
+        if (status := connection.getresponse().status) != 200:
+            raise PermissionError(status)
+    finally:
+        connection.close()
 
 
 def umask_of(pid: int) -> str:
