@@ -356,6 +356,18 @@ def ntfy() -> Iterator[NtfyServer]:
         yield server
 
 
+def let_in(tree: Supervised, headers: dict[str, str]) -> bool:
+    """Whether the door lets this key in, which stands in the query as well, where it counts for nothing."""
+    connection = http.client.HTTPConnection("127.0.0.1", tree.settings["DOOR_PORT"], timeout=10)
+    try:
+        connection.request("GET", f"/v1/models?api_key={next(iter(headers.values())).split()[-1]}", headers=headers)
+        return connection.getresponse().status == 200
+    except OSError:
+        return False
+    finally:
+        connection.close()
+
+
 def test_no_secret_is_in_a_command_line_a_log_the_status_a_message_a_notice_or_the_journal(
     tmp_path: Path, ntfy: NtfyServer
 ) -> None:
@@ -368,6 +380,7 @@ def test_no_secret_is_in_a_command_line_a_log_the_status_a_message_a_notice_or_t
     tunnel = tmp_path / "cloudflared"
     settings = credentials(tmp_path, planted["tunnel"]) | {
         "CLOUDFLARED_BIN": tunnel, "NTFY_SERVER": f"http://me:{planted['ntfy']}@127.0.0.1:{ntfy.server_port}", "NTFY_TOPIC": "t",
+        "DOOR": "true", "DOOR_PORT": free_port(),
     }  # fmt: skip
     # It ends and quotes what it was given, and so does the server of the last profile.
     tunnel.write_text(f'#!/bin/sh\ncase "$*" in *version*) echo 2025.11.1; exit 0 ;; *validate) exit 0 ;; esac\necho "2026-11-23T00:00:00Z ERR failed with $(cat {tmp_path}/credentials.json)" >&2\nexit 1\n')
@@ -394,7 +407,10 @@ def test_no_secret_is_in_a_command_line_a_log_the_status_a_message_a_notice_or_t
     try:
         tree.start().serving()
         planted["made"] = tree.ctl("key", "local").stdout.strip()
-        watch._secrets.append(planted["made"].encode())
+        planted["door"] = tree.ctl("key", "add", "alice").stdout.strip()
+        watch._secrets += [planted["made"].encode(), planted["door"].encode()]
+        for headers in ({"Authorization": f"Bearer {planted['door']}"}, {"x-api-key": planted["door"]}):
+            wait_until(lambda headers=headers: let_in(tree, headers), 15, what="an answer of the door's")
         wait_until(lambda: tree.journal("tunnel_died"), 30, what="a tunnel that has died")
         tree.job(1, "0-7")
         tree.phase("waiting")
@@ -424,6 +440,7 @@ def test_no_secret_is_in_a_command_line_a_log_the_status_a_message_a_notice_or_t
     files = [path for top in (tree.runtime, tree.state) for path in top.rglob("*") if path.is_file()]
     # What the services themselves print is theirs, and 0600; keys are in their own files.
     files = [path for path in files if path.name.split(".")[0] not in ("server", "cloudflared", "api-key", "upstream-key")]
+    assert {"caddy.log", "door.log", "door-keys.json", "outbox.sqlite3"} <= {path.name for path in files}
     assert {"journal.jsonl", "root.log", "vllm.log", "tunnel.log", "notifier.log", "resolver.bin"} <= {path.name for path in files}
     told = {str(path): path.read_text(errors="replace") for path in [*files, tree.errors]}
     told |= {"ctl " + " ".join(done.args[3:]): done.stdout + done.stderr for done in texts}
