@@ -63,6 +63,7 @@ class Situation(msgspec.Struct, frozen=True, kw_only=True):
     gpus_why: str = ""  # why it is not known which GPUs this node has; "" when it is
     memory_short: str = ""  # in words; "" when memory is no reason
     conflict_s: float = float("-inf")  # when a lease was last given up to somebody else
+    kept_s: float = float("-inf")  # when the lease was last found to be in nobody's way
     outlook: Outlook = Outlook()  # reservations and planned jobs that can need our GPUs
     memory_used: Mapping[str, int | None] = {}  # UUID -> bytes, at the driver's last reading
 
@@ -129,6 +130,9 @@ def decide(now: Situation, now_s: float, lease_ttl_s: float, resume_after_s: flo
 def _keep(now: Situation, now_s: float, lease_ttl_s: float) -> Decision:
     lease = now.lease
     reason, detail, job = _against(now, now_s)
+    if job is not None and job.covered and job.resolved_s is not None and job.resolved_s <= now.kept_s:
+        # It may have any of the GPUs that the node counts, and was in nobody's way before: this is about another one.
+        job, detail = None, "Slurm has allocated more of this node's GPUs"
     if reason is not None:
         revocation = Revocation(
             epoch=lease.epoch, reason=reason, detail=detail, revoked_s=now_s, job=job.id if job else None,

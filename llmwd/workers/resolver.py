@@ -71,6 +71,7 @@ class Resolver:
         self.standing = Standing(shell, self.evaluate)
         self.usage = Usage(shell)
         self._published: GpusFact | None = None
+        self._kept_s = float("-inf")
         self._told_until_s = 0.0  # the expiry of the lease as it was published last
         adopted = self._adopt()
         self._see()
@@ -185,7 +186,7 @@ class Resolver:
         self.free_since = leases.free_since(self.free_since, self.map.uuids, self.occupants, now_s)
         last = self.revocation = self.proving.name_job(self.occupants)
         situation = Situation(
-            conflict_s=last.revoked_s if last is not None and last.reason in leases.CONFLICTS else float("-inf"),
+            conflict_s=last.revoked_s if last is not None and last.reason in leases.CONFLICTS else float("-inf"), kept_s=self._kept_s,
             # A GPU cut into slices, or about to be, is left to whoever cut it; one without a name is lost.
             gpus=[gpu for gpu in self.node.gpus if gpu.uuid and not gpu.mig and not gpu.mig_uuids],
             gpu_map=self.map, occupants=self.occupants, free_since_s=self.free_since, gpus_why=self.driver.gpus_why(),
@@ -200,6 +201,8 @@ class Resolver:
         leased = self.lease
         decision = leases.decide(situation, now_s, self.settings.lease_ttl_s, self.settings.resume_after_s)
         self.lease, self.blocked, self.detail = decision.lease, decision.blocked, decision.detail
+        if decision.lease is not None:
+            self._kept_s = now_s
         if decision.revocation is not None:
             self.revocation = decision.revocation
             self.proving.begin(leased, decision.revocation)

@@ -187,6 +187,16 @@ def test_a_revocation_names_the_job_and_its_times_even_among_our_own_processes()
     assert (gone.job, gone.seen_s, gone.resolved_s, gone.revoked_s) == ("7", 99.0, 99.5, 100.0)
 
 
+def test_a_hidden_job_that_was_in_nobodys_way_before_is_not_the_one_that_came_later() -> None:
+    """Else the release would be judged by YIELD_BUDGET from that one's first sign on, however long ago."""
+    covered = job("7", 2, 3, covered=True)
+    at_once = decided(lease=LEASE, occupants=by(covered), kept_s=99.4).revocation
+    assert (at_once.job, at_once.seen_s) == ("7", 99.0)
+    later = decided(lease=LEASE, occupants=by(covered), kept_s=99.6).revocation
+    assert (later.reason, later.job, later.seen_s) == (Reason.yielded_to_job, None, None) and "more" in later.detail
+    assert decided(lease=LEASE, occupants=by(job("7", 2)), kept_s=99.6).revocation.job == "7"  # what is known exactly stands
+
+
 @pytest.mark.parametrize(
     ("later", "name"),
     [

@@ -133,7 +133,9 @@ def test_a_job_whose_prolog_takes_long_is_left_for_at_once_and_named_when_it_beg
         server = tree.start().serving()["server"]["pid"]
         job = node.sbatch(FOREVER, "--gres=gpu:8")
         assert tree.phase("yielding")["reason"] == "yielded_to_job"
-        assert not node.job_dir(job).exists() and tree.journal("lease_revoked")[-1]["job"] is None
+        assert not node.job_dir(job).exists()
+        # The journal is written after the fact is out.
+        assert wait_until(lambda: tree.journal("lease_revoked"), what="the journal's line")[-1]["job"] is None
         go.touch()
         wait_for_job(tree, job, list(range(8)))
         tree.signal_pid(server, signal.SIGKILL)
