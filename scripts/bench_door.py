@@ -26,9 +26,12 @@ import tempfile
 import time
 from pathlib import Path
 
-import msgspec
+import own_python
 
+own_python.ensure()
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import msgspec  # noqa: E402
 
 from tests.tree.supervised import Supervised, free_port  # noqa: E402
 from tests.waiting import wait_until  # noqa: E402

@@ -25,9 +25,12 @@ import threading
 import time
 from pathlib import Path
 
-from inotify_simple import INotify, flags
+import own_python
 
+own_python.ensure()
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from inotify_simple import INotify, flags  # noqa: E402
 
 from llmwd.adapters import procs  # noqa: E402
 from tests.slurm.testbed import SlurmNode  # noqa: E402

@@ -24,6 +24,9 @@ import tempfile
 import time
 from pathlib import Path
 
+import own_python
+
+own_python.ensure()
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from tests.chaos.matrix import cells, meet, named, pairs  # noqa: E402

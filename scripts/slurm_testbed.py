@@ -9,6 +9,9 @@ import signal
 import sys
 from pathlib import Path
 
+import own_python
+
+own_python.ensure()
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from tests.slurm.testbed import SlurmError, SlurmNode  # noqa: E402

@@ -34,6 +34,16 @@ def test_processes_killed_and_stopped_in_phases_of_the_matrix_keep_no_gpu_from_a
     assert "violations: 0" in done.stdout and done.stdout.count("free after") == len(names)
 
 
+@pytest.mark.parametrize("name", ["chaos.py", "bench_door.py", "bench_yield.py", "slurm_testbed.py"])
+def test_a_script_finds_the_projects_environment_from_any_python(name: str) -> None:
+    """As README has it: typed by somebody whose python3 knows nothing of ours."""
+    done = subprocess.run(
+        [sys._base_executable, "-s", CHECKOUT / "scripts" / name, "--help"], capture_output=True, text=True, timeout=280,
+        stdin=subprocess.DEVNULL,
+    )
+    assert done.returncode == 0 and done.stdout.startswith("usage:"), done.stderr
+
+
 def test_a_seed_is_always_the_same_sequence() -> None:
     first, again, other = (chaos("--plan", "200", "--seed", seed).stdout for seed in ("7", "7", "8"))
     assert first == again != other and first.count("\n") == 200
