@@ -114,7 +114,7 @@ class Said:
             doorwanted.MODELS: models_body(self.state), doorwanted.PAGE: page(self.state),
             doorwanted.DIAL: dial.encode(), doorwanted.STATE: word.encode(),
         }  # fmt: skip
-        if self._key is not None and self._key.text is not None:
+        if settings.door and self._key is not None and self._key.text is not None:
             # Never taken away: a request that read the dial just before it changed would meet vLLM without a key.
             said |= {doorwanted.UPSTREAM_KEY: self._key.text.encode(), doorwanted.UPSTREAM: self._key.upstream.encode()}
         self._write_all(said)

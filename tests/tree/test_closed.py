@@ -108,6 +108,14 @@ def at_work(folder: Path, settings: dict[str, object]) -> Iterator[Supervised]:
         tree.close()
 
 
+def test_without_a_door_the_models_key_is_in_no_file_of_the_doors(supervised: Start) -> None:
+    tree = supervised()  # DOOR=false
+    tree.serving()
+    tree.all_ready()
+    key = (tree.state / "api-key").read_text().strip()
+    assert [path for path in tree.runtime.rglob("*") if path.is_file() and key in path.read_text(errors="replace")] == []
+
+
 def test_another_user_of_the_node_can_neither_read_nor_write_nor_reach_anything_of_it(busy: Supervised) -> None:
     assert busy.state.parent == busy.runtime.parent and busy.state.parent.stat().st_mode & 0o005 == 0o005
     paths = [busy.runtime, busy.state]
