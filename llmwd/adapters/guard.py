@@ -100,6 +100,8 @@ class Guard:
 
     def _watch(self) -> None:
         os.setsid()
+        # Its parent is the root by now: if that dies while this is stopped, it runs again and sees the holder's end.
+        procs.set_pdeathsig(signal.SIGCONT)
         signal.set_wakeup_fd(-1)
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):  # it ends with the holder, not before
             signal.signal(number, signal.SIG_IGN)

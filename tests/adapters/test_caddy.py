@@ -226,7 +226,7 @@ def test_a_caddy_without_room_for_more_works_and_one_that_hangs_does_not(rig: Ri
         # The port's idle connections end by themselves, long before the ones of the tunnel would.
         wait_until(lambda: caddy.answers(rig.wanted.socket), 3 * doorconfig.PORT_IDLE_S)
         rig.process.send_signal(signal.SIGSTOP)
-        assert not admin.answers()
+        wait_until(lambda: not admin.answers(), what="Caddy stopped: its threads are one after the other")
     finally:
         for connection in held:
             connection.close()

@@ -248,3 +248,12 @@ def test_lies_on_the_holders_socket_do_not_keep_the_gpus(supervised: Start) -> N
         liar.send(b'{"type":"renew","expires_s":1e300}')
         tree.job(1, "0-7")
         gone(tree, 5)
+
+
+def test_a_guard_that_is_stopped_does_not_outlive_its_root(supervised: Start) -> None:
+    tree = supervised(LEASE_TTL=4)
+    tree.serving()
+    guard = wait_until(lambda: [pid for pid, cmdline in tree.left() if cmdline.startswith(b"guard of vllm")], what="the guard")[0]
+    tree.signal_pid(guard, signal.SIGSTOP)
+    tree.signal("root", signal.SIGKILL)
+    wait_until(lambda: not tree.left(), 4 + 1 + 3, what=f"the end of {tree.left()}")
