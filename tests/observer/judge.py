@@ -90,6 +90,8 @@ class Judge:
             case "killed":
                 roles = frozenset(word["roles"])
                 quiet = now_s - max(self.happened_s, self.fault_s) > SETTLED_S and not self.open_faults
+                if self.before is not None:  # one that is stopped, a server above all, may be ended for that at any time
+                    quiet &= not any(each.state in "Tt" for each in self.before.processes.values())
                 self.killed = (now_s, roles, self._pids(self.before)) if quiet and self.before is not None else None
                 self.fault_s, self.happened_s = now_s if matters else self.fault_s, now_s
                 return

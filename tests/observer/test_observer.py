@@ -122,6 +122,15 @@ def test_a_death_that_takes_another_with_it_is_found_unless_more_was_done() -> N
         assert told.see(told.process("detector"), told.process("resolver"), for_s=3) == found
 
 
+def test_what_ends_because_it_was_stopped_before_is_no_kills_fault() -> None:
+    told = Told()
+    worker, server = told.process("detector"), told.process("server", 6, tree="a")
+    server.state = "T"
+    told.see(worker, server, for_s=4)
+    told.judge.told({"event": "killed", "roles": ["detector"]}, told.now_s)
+    assert told.see(told.process("detector"), for_s=3) == []
+
+
 def test_a_server_started_against_an_order_is_found() -> None:
     told = Told()
     told.judge.told({"event": "held"}, told.now_s)
