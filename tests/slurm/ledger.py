@@ -14,6 +14,9 @@ from tests.waiting import wait_until
 
 # A job's processes and ours may meet for as long as a yield takes, on a machine that other tests use as well.
 YIELD_WITHIN_S = 4.0
+# A job that begins in the moment of a grant is seen a moment later, and the lease ends at once; on a busy machine the
+# kernel lets the detector run only after so long.
+SEEN_WITHIN_S = 0.25
 
 
 class Run(NamedTuple):
@@ -78,7 +81,7 @@ class Ledger:
             for run in self.runs():
                 if not run.gpus & set(lease["gpus"]) or until <= run.began_at or run.ended_at <= since:
                     continue
-                if since > run.began_at:
+                if since > run.began_at + SEEN_WITHIN_S:
                     found.append(f"lease {epoch} was granted {since - run.began_at:.2f} s after {run} had begun")
                 elif min(until, run.ended_at) - run.began_at > YIELD_WITHIN_S:
                     found.append(f"lease {epoch} was kept for {until - run.began_at:.2f} s beside {run}")

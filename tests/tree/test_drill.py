@@ -56,7 +56,7 @@ def test_a_server_that_takes_too_long_to_die_breaks_the_budget_and_the_drill_say
 
 
 def test_a_drill_that_is_interrupted_or_sees_no_release_leaves_no_job_behind(supervised: Start) -> None:
-    tree = supervised({"FAKE_IGNORE_TERM": 1}, YIELD_GRACE=2, YIELD_BUDGET=30, LEASE_TTL=60)
+    tree = supervised({"FAKE_IGNORE_TERM": 1}, YIELD_GRACE=5, YIELD_BUDGET=30, LEASE_TTL=60)
     tree.serving()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         drill = start_drill(tree)
