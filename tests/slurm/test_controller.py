@@ -164,7 +164,8 @@ def test_nothing_can_be_asked_so_a_job_counts_as_one_on_our_gpus_until_it_can(be
     for name in PROGRAMS:
         beside.clients.restore(name)
     tree.serving_on(6, 7)  # once it is known that the job has GPU 0
-    assert jobs_of(tree.status()) == {str(harmless): [], str(job): [0]}
+    # A reading of the node may have been enough for that; scontrol's word on the job itself comes a little later.
+    tree.until(lambda status: jobs_of(status) == {str(harmless): [], str(job): [0]}, what="all that the jobs have")
     beside.check_recovery()
     assert len(beside.told()) <= 3, "one line for the node, one for jobs, and one of a call that was under way"
 
