@@ -1,10 +1,7 @@
 """Who could put another folder, or something in it, in the place of ours; and the files there."""
 
 import os
-import shutil
 import stat
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,12 +13,8 @@ STRANGER = 54321  # a uid and a gid that nobody has
 
 
 @pytest.fixture
-def top() -> Iterator[Path]:
-    """In a folder that every user can enter, unlike pytest's own."""
-    folder = Path(tempfile.mkdtemp(dir="/tmp", prefix="lr"))
-    folder.chmod(0o755)
-    yield folder
-    shutil.rmtree(folder)
+def top(open_folder: Path) -> Path:
+    return open_folder
 
 
 def made(path: Path, mode: int, uid: int | None = None, gid: int | None = None) -> Path:

@@ -10,7 +10,6 @@ import signal
 import socket
 import stat
 import subprocess
-import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -69,15 +68,6 @@ def as_stranger(attempts: list[Callable[[], object]]) -> list[int]:
 def connect(path: Path) -> None:
     with socket.socket(socket.AF_UNIX) as trial:
         trial.connect(str(path))
-
-
-@pytest.fixture
-def open_folder() -> Iterator[Path]:
-    """A folder that every user can enter, unlike pytest's own."""
-    folder = Path(tempfile.mkdtemp(dir="/tmp", prefix="lc"))
-    folder.chmod(0o755)
-    yield folder
-    shutil.rmtree(folder)
 
 
 @pytest.fixture

@@ -15,9 +15,8 @@ def sim_files(tree: Supervised) -> list[str]:
 
 
 def start_drill(tree: Supervised, *words: str) -> subprocess.Popen:
-    # Whoever runs the tests in the background or by nohup has them inherit ignored signals, which drill leaves ignored.
     return subprocess.Popen(
-        ["env", "--default-signal=INT,TERM,HUP", sys.executable, "-m", "llmwd.ctl.main", "drill", *words], env=tree.env, cwd=CHECKOUT, stdin=subprocess.DEVNULL,
+        [sys.executable, "-m", "llmwd.ctl.main", "drill", *words], env=tree.env, cwd=CHECKOUT, stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
 
