@@ -7,6 +7,7 @@ stops at a full disk with a traceback for each record, and costs the holder two 
 import array
 import fcntl
 import os
+import select
 import stat
 import sys
 import termios
@@ -34,7 +35,7 @@ class OutLog:
         self._own_end = os.open(f"/proc/self/fd/{self.service_end}", os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         self._file: int | None = None
         self._size = self._lost = 0
-        self._read_bytes = self._done_bytes = 0
+        self._holds = False  # the thread has, or is about to take, something that is not written yet
         self._thread = threading.Thread(target=self._drain, daemon=True)
 
     def start(self) -> None:
@@ -52,13 +53,15 @@ class OutLog:
 
     def settle(self, within_s: float) -> None:
         """Wait until what is in the pipe now has been written, if the disk lets it in time."""
+        end_s = time.monotonic() + within_s
+        # In this order: what is no longer in the pipe was taken after `_holds` had been set.
+        while (self._waiting() or self._holds) and time.monotonic() < end_s:
+            time.sleep(0.002)
+
+    def _waiting(self) -> int:
         waiting = array.array("i", [0])
         fcntl.ioctl(self._source, termios.FIONREAD, waiting)
-        # What the thread has read and not counted yet is at most one chunk: counted in as well.
-        goal = self._read_bytes + waiting[0]
-        end_s = time.monotonic() + within_s
-        while (self._done_bytes < goal or self._done_bytes < self._read_bytes) and time.monotonic() < end_s:
-            time.sleep(0.002)
+        return waiting[0]
 
     def close(self, within_s: float) -> None:
         """Give up our ends of the pipe, and wait until all is written, if the disk lets it in time."""
@@ -67,13 +70,19 @@ class OutLog:
         self._thread.join(within_s)
 
     def _drain(self) -> None:
-        while chunk := os.read(self._source, 65536):
-            self._read_bytes += len(chunk)
+        readable = select.poll()
+        readable.register(self._source, select.POLLIN)
+        while True:
+            readable.poll()
+            self._holds = True
+            chunk = os.read(self._source, 65536)
+            if not chunk:
+                return
             try:
                 self._write(chunk)
             except OSError:  # disk full, folder gone: the service must not notice
                 self._lost += len(chunk)
-            self._done_bytes = self._read_bytes
+            self._holds = False
 
     def _write(self, chunk: bytes) -> None:
         if self._file is None:

@@ -104,7 +104,7 @@ def test_a_job_that_ends_while_another_begins_is_seen(supervised: Start) -> None
     tree.job(2, "0-7")
     tree.job_over(1)
     gone(tree)
-    assert [job["id"] for job in tree.phase("waiting")["jobs"]] == ["2"]
+    tree.until(lambda status: status["phase"] == "waiting" and [job["id"] for job in status["jobs"]] == ["2"])
 
 
 def test_while_nothing_happens_no_folder_of_jobs_is_polled_and_no_job_is_looked_into(supervised: Start) -> None:
