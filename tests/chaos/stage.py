@@ -145,6 +145,7 @@ class Stage:
         self.job_number += 1
         draft = self.jobs_folder / f".{self.job_number}"
         draft.write_text(f"{gpus}\n")
+        self.observer.tell("job", gpus=gpus)
         draft.rename(self.jobs_folder / f"job_{self.job_number}")
         return str(self.job_number)
 

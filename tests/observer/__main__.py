@@ -68,12 +68,17 @@ def main() -> int:
 
 
 def watch(judge: Judge, sight: Sight, innocents: list[subprocess.Popen], every_s: float) -> None:
-    unharmed, rest = True, b""
+    unharmed = True
     lingered: set[tuple[int, str]] = set()
     looked_s = 0.0
+    told = Told(sys.stdin.fileno())
     say({"event": "watching"})
-    while True:
-        judge.judge(sight.look())
+    while not told.ended:
+        sample = sight.look()
+        # What is done is told before: all that can have had an effect on this look is known when it is judged.
+        for word in told.words(0.0):
+            judge.told(word, time.monotonic())
+        judge.judge(sample)
         if time.monotonic() - looked_s > CGROUPS_EVERY_S:
             looked_s, before, lingered = time.monotonic(), lingered, sight.lingers()
             for pid, what in before & lingered:  # a look inside that is over at once keeps no cgroup from ending
@@ -81,13 +86,24 @@ def watch(judge: Judge, sight: Sight, innocents: list[subprocess.Popen], every_s
         if unharmed and (how := harmed(innocents)):
             unharmed = False
             judge.bystander_harmed(how, time.monotonic())
-        if select.select([sys.stdin.fileno()], [], [], every_s)[0]:
-            data = os.read(sys.stdin.fileno(), 65536)
-            if not data:
-                return
-            *lines, rest = (rest + data).split(b"\n")
-            for line in lines:
-                judge.told(json.loads(line), time.monotonic())
+        for word in told.words(every_s):
+            judge.told(word, time.monotonic())
+
+
+class Told:
+    """The lines on a descriptor. `ended`: there will be no more."""
+
+    def __init__(self, fd: int) -> None:
+        self.fd, self.rest, self.ended = fd, b"", False
+
+    def words(self, within_s: float) -> list[dict]:
+        """What is there, or comes first within the time."""
+        if self.ended or not select.select([self.fd], [], [], within_s)[0]:
+            return []
+        data = os.read(self.fd, 65536)
+        self.ended = not data
+        *lines, self.rest = (self.rest + data).split(b"\n")
+        return [json.loads(line) for line in lines]
 
 
 if __name__ == "__main__":

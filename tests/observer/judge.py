@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from tests.observer.sight import Job, Process, Sample
+from tests.observer.sight import Job, Process, Sample, parse
 
 LATE_S = 0.1  # a gap between two looks beyond this is a machine that was busy
 SETTLED_S = 2.0  # after a kill; and nothing else may have happened so long before it
@@ -73,10 +73,15 @@ class Judge:
     # --- what the test tells
 
     def told(self, word: dict, now_s: float) -> None:
-        """fault NAME (open: until healed; roles: of whom), healed NAME, killed ROLES, held, unheld (orders), happened.
+        """fault NAME (open: until healed; roles: of whom), healed NAME, killed ROLES, held, unheld (orders), happened,
+        job GPUS (one comes, which may be over before the next look).
 
         Only what befalls those who guard the GPUs widens a bound."""
-        kind, self.told_s = word["event"], now_s
+        kind = word["event"]
+        if kind == "job":
+            self.claimed_s = now_s if parse(word["gpus"]) != frozenset() else self.claimed_s
+            return
+        self.told_s = now_s
         matters = bool(GUARDS_GPUS & set(word.get("roles", GUARDS_GPUS)))
         self.counted[kind] = self.counted.get(kind, 0) + 1
         match kind:

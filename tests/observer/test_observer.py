@@ -101,6 +101,17 @@ def test_a_server_that_ends_beside_a_job_without_gpus_is_found() -> None:
         assert told.see(root, jobs=jobs, for_s=1) == found
 
 
+def test_a_job_that_is_over_before_the_next_look_was_there_if_it_was_told() -> None:
+    for gpus, found in (("6", []), ("what", []), ("", ["G3"])):
+        told = Told()
+        root, server = told.process("root"), told.process("server", 6, tree="a")
+        told.see(root, server, for_s=8)
+        jobs = {"1": told.job()}
+        told.see(root, server, jobs=jobs, for_s=0.5)
+        told.judge.told({"event": "job", "gpus": gpus}, told.now_s)
+        assert told.see(root, jobs=jobs, for_s=1) == found
+
+
 def test_a_notifier_that_is_stopped_widens_no_bound() -> None:
     for role, found in (("notifier", ["G1"]), ("resolver", [])):
         told = Told()

@@ -282,6 +282,7 @@ class Supervised:
         """A simulated job: appears whole, by a rename."""
         draft = self.runtime / "sim" / f".{id}"
         draft.write_text(f"{gpus}\n")
+        self.tell("job", gpus=gpus)
         draft.rename(self.runtime / "sim" / f"job_{id}")
 
     def job_over(self, id: int) -> None:
