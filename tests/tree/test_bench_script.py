@@ -274,9 +274,16 @@ def test_only_jobs_on_the_leases_gpus_are_blamed(bench: Bench) -> None:
 
 def test_why_it_ended_tells_an_operators_order_from_a_crash() -> None:
     served = Served("p", "m", "s", "http://x", 1, "/v", "n", (0,))
-    assert why_it_ended({"phase": "held"}, served) == "gave its GPUs back by the operator's order"
+    assert why_it_ended({"phase": "held", "reason": "held"}, served) == "gave its GPUs back by the operator's order"
     assert why_it_ended({"phase": "failed", "reason": "crashed"}, served) == "lost its server (now failed, crashed)"
     assert why_it_ended(None, served) == "was stopped"
+
+
+def test_why_it_ended_blames_no_operator_for_a_yield_that_took_too_long() -> None:
+    served = Served("p", "m", "s", "http://x", 1, "/v", "n", (0,))
+    broken = {"phase": "held", "reason": "budget_broken"}
+    assert why_it_ended(broken, served) == "yielded (budget_broken)"
+    assert why_it_ended({**broken, "gpus": [{"index": 0, "job": "5"}]}, served) == "yielded to Slurm job 5"
 
 
 @pytest.mark.parametrize(
