@@ -261,6 +261,13 @@ def test_help_has_examples() -> None:
     assert "./bench.sh full -- --random-input-len 1024" in done.stdout
 
 
+def test_a_foreign_python_environment_is_not_in_its_way(tmp_path: Path) -> None:
+    (tmp_path / "rich.py").write_text("raise SystemExit('the wrong rich')\n")
+    foreign = {**os.environ, "PYTHONPATH": str(tmp_path), "PYTHONHOME": "/nowhere"}
+    done = subprocess.run([CHECKOUT / "bench.sh", "--help"], env=foreign, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+
+
 def test_only_jobs_on_the_leases_gpus_are_blamed(bench: Bench) -> None:
     gpus = [
         {"index": 0, "uuid": "GPU-0", "holder": "slurm", "job": "5"},
