@@ -248,7 +248,7 @@ class DoorFact(Message, tag="door", kw_only=True):
 
 class TunnelFact(Message, tag="tunnel", kw_only=True):
     """From the tunnel manager. phase stopped with detail "off": not configured. hostname: a quick tunnel's once it is
-    known. connections: the living ones, to the locations (`ams01`) of Cloudflare's."""
+    known. name: TUNNEL_NAME. connections: the living ones, to the locations (`ams01`) of Cloudflare's."""
 
     phase: Phase
     detail: str
@@ -259,6 +259,7 @@ class TunnelFact(Message, tag="tunnel", kw_only=True):
     mode: str = ""
     connections: int = 0
     locations: tuple[str, ...] = ()
+    name: str = ""
 
 
 class NoticesFact(Message, tag="notices", kw_only=True):

@@ -19,21 +19,25 @@ from llmwd.vocab import Exit
 from llmwd.workers.base import Boot
 
 
+NAME = "llmwd-supervisor"
+
+
 class CannotStart(Exception):
     """The supervisor may not or cannot start; the text is for the user."""
 
 
 @click.command(
+    context_settings={"help_option_names": ["-h", "--help"]},
     epilog="Example: bin/llmwd-supervisor, in the foreground; start.sh does it in tmux. SIGTERM or SIGINT end "
     "everything in order, a second one at once; SIGHUP reads the settings again."
 )
-@click.version_option(__version__)
+@click.version_option(__version__, prog_name=NAME)
 def main() -> None:
     """Serve the active model on this node's idle GPUs, and yield them to every Slurm job."""
     try:
         code = supervise()
     except (CannotStart, rundir.DirError) as error:
-        print(f"llmwd-supervisor: {redact.mask(str(error))}", file=sys.stderr)
+        print(f"{NAME}: {redact.mask(str(error))}", file=sys.stderr)
         code = Exit.refused
     sys.exit(code)
 
@@ -121,4 +125,4 @@ def _tell(log: logging.Logger, loaded: Loaded) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(prog_name=NAME)

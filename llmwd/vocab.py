@@ -19,7 +19,7 @@ class Told(StrEnum):
 
 
 class Phase(Told):
-    """Where anything with a pid stands: workers, the vLLM server, cloudflared."""
+    """Where anything with a pid stands: workers, the vLLM server, Caddy, cloudflared."""
 
     stopped = "stopped", "not wanted, nothing runs"
     starting = "starting", "a process exists, but has not shown that it works"

@@ -53,10 +53,11 @@ command -v chromium >/dev/null || install browser chromium
 command -v gcc >/dev/null || say "there is no C compiler: tests with the stand-in driver and cgroup v2 will fail"
 
 # Nothing to set up for a run that names its tests and none of them needs the model.
-case "$*" in
-    *tests/[a-u]*) scripts/setup-embedded.sh --check || without+=(vllm) ;;
-    *) scripts/setup-embedded.sh || leave_out vllm "the embedded vLLM could not be set up" ;;
-esac
+if [[ $* == *tests/* && $* != *tests/vllm* ]]; then
+    scripts/setup-embedded.sh --check || without+=(vllm)
+else
+    scripts/setup-embedded.sh || leave_out vllm "the embedded vLLM could not be set up"
+fi
 
 # Three at a time: most tests wait for real processes. A file stays together, for the fixtures that it shares.
 [[ $* == *-n* ]] || set -- -n 3 --dist loadfile "$@"

@@ -44,6 +44,8 @@ def read(state: Path) -> str | None:
         if found.st_mode & 0o077:
             raise DirError(f"the API key's file {path} can be read or written by others, so its key is no secret: {anew}")
         key = os.read(fd, LONGEST_BYTES).strip()
+    except OSError as error:  # of a network file system; the key may be good
+        raise DirError(f"the API key's file {path} cannot be read: {error.strerror}") from error
     finally:
         os.close(fd)
     if not key.isascii() or len(key.split()) != 1:

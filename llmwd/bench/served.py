@@ -90,12 +90,12 @@ def why_it_ended(status: dict | None, served: Served) -> str:
     if status is None:
         return "was stopped"
     phase, reason = status.get("phase", "unknown"), status.get("reason", "")
-    if phase == "held":
+    if phase == "held" and reason == "held":
         return "gave its GPUs back by the operator's order"
     jobs = jobs_on(served.gpus, status)
     if jobs:
         return f"yielded to Slurm job {', '.join(jobs)}"
-    if phase in ("yielding", "waiting"):
+    if phase in ("yielding", "waiting", "held"):  # held for another reason: after a yield that broke its budget, for one
         return f"yielded ({reason or phase})"
     return f"lost its server (now {phase}{f', {reason}' if reason else ''})"
 

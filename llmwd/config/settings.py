@@ -178,7 +178,7 @@ SETTINGS: tuple[SettingSpec, ...] = (
     ),
     SettingSpec("RESTART_PERIOD", values.seconds(1, 86400), "300", "The period in which deaths are counted.", "s"),
     SettingSpec("BACKOFF_MIN", values.seconds(0.01, 3600), "1", "The first wait before a restart; it doubles.", "s"),
-    SettingSpec("BACKOFF_MAX", values.seconds(0.01, 86400), "300", "The longest wait before a restart.", "s"),
+    SettingSpec("BACKOFF_MAX", values.seconds(0.01, 86400), "300", "The longest wait before a restart, give or take half of it.", "s"),
     SettingSpec("NICE", values.integer(0, 19), "10", "vLLM's nice level: the higher, the sooner jobs' processes run first."),
     SettingSpec(
         "OOM_SCORE_ADJ", values.integer(0, 1000), "800", "vLLM's oom_score_adj: the higher, the sooner the kernel takes us first."

@@ -125,7 +125,7 @@ def _show_door(fact: DoorFact) -> ShownDoor:
 
 def _show_tunnel(fact: TunnelFact) -> ShownTunnel:
     return ShownTunnel(
-        fact.phase, fact.detail, fact.hostname, fact.mode, iso(fact.since_at), fact.connections, fact.locations
+        fact.phase, fact.detail, fact.hostname, fact.mode, iso(fact.since_at), fact.connections, fact.locations, fact.name
     )
 
 

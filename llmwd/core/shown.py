@@ -86,6 +86,7 @@ class ShownTunnel(msgspec.Struct, frozen=True):
     since: str | None = None
     connections: int = 0
     locations: tuple[str, ...] = ()
+    name: str = ""
 
 
 class ShownNotices(msgspec.Struct, frozen=True):

@@ -97,11 +97,12 @@ def _spell_door(door: ShownDoor) -> str:
 
 
 def _spell_tunnel(tunnel: ShownTunnel, now_at: float) -> str:
-    """`ready for 3m (named, 4 connections: ams01, fra03)`."""
+    """`ready for 3m (named lab, 4 connections: ams01, fra03)`."""
     age = age_s(tunnel.since, now_at)
     count = f"{tunnel.connections} connection{'s' if tunnel.connections != 1 else ''}" if tunnel.connections else ""
     places = f"{count}: {', '.join(tunnel.locations)}" if tunnel.locations else count
-    more = ", ".join(part for part in (tunnel.mode, places) if part)
+    kind = " ".join(part for part in (tunnel.mode, tunnel.name) if part)
+    more = ", ".join(part for part in (kind, places) if part)
     told = f"{tunnel.phase} for {spell_duration(age)}" if age is not None else str(tunnel.phase)
     return f"{told} ({more})" if more else told
 

@@ -15,8 +15,7 @@ import msgspec
 from llmwd.messages import ServerFact
 from llmwd.vocab import NodePhase, Phase
 
-NAMED, TOKEN, QUICK, NONE = MODES = ("named", "token", "quick", "none")
-PROTOCOLS = ("http2", "auto", "quic")
+NAMED, TOKEN, QUICK, NONE = "named", "token", "quick", "none"
 GRACE_S = 5  # requests in flight may take this long after SIGTERM
 SECRET_BYTES = 32
 DOOR_AWAY_S = 15.0  # a door whose Caddy died is back in a second, after a look at its program that may take its time

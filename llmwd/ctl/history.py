@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Mapping
-from datetime import UTC, datetime
+from datetime import datetime
 
 import click
 import msgspec
@@ -14,6 +14,7 @@ from llmwd.ctl.arguments import as_json
 from llmwd.ctl.past import Past, read_past
 from llmwd.ctl.place import find_place
 from llmwd.ctl.program import examples
+from llmwd.ctl.reporting import iso
 
 LOOK_EVERY_S = 0.1
 
@@ -95,5 +96,4 @@ def _without_repeats(lines: tuple[Line, ...], gpus: Mapping[str, object] | None 
 
 
 def told_of(line: Line) -> Told:
-    at = datetime.fromtimestamp(line.at, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-    return Told(at, line.worker, line.event, event_text(line), dict(line.details))
+    return Told(iso(line.at), line.worker, line.event, event_text(line), dict(line.details))

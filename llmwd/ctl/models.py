@@ -63,7 +63,7 @@ def models(names: bool, as_json: bool) -> None:
 @click.command(epilog=examples("llmwd-ctl check", "llmwd-ctl check qwen3-coder-fp8"))
 @click.argument("profile", type=PROFILE, required=False)
 def check(profile: str | None) -> None:
-    """Check the settings and a profile (the active one if none is named), that its vllm is there, the tunnel and notices.
+    """Check the settings and a profile (the active one if none is named), that its vllm is there, the front door, the tunnel and notices.
 
     Prints every problem with file, line and variable; exit code 1 if there is one.
     """

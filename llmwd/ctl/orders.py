@@ -1,4 +1,4 @@
-"""`yield`, `resume`, `switch`, `reset`: orders to the worker that can carry them out, acknowledged by it."""
+"""`yield`, `resume`, `switch`, `reset`, `notify`: orders to the worker that can carry them out, acknowledged by it."""
 
 import os
 import pwd

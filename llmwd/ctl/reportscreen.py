@@ -3,7 +3,6 @@
 from datetime import datetime
 
 from rich.console import Console
-from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
@@ -11,7 +10,7 @@ from llmwd.core.telling import spell_share
 from llmwd.core.timeline import PHASES
 from llmwd.core.wording import spell_duration
 from llmwd.ctl.reporting import Report, part_rows
-from llmwd.ctl.screen import BAD, QUIET
+from llmwd.ctl.screen import BAD, QUIET, indented
 
 WIDEST = 80
 
@@ -23,7 +22,7 @@ def show_report(report: Report) -> None:
     console.print(Text.assemble((f"llmwd on {report.node}", "bold"), (f"  {report.days:g} days up to {report.end[:16].replace('T', ' ')} UTC", QUIET)))
     console.print()
     for words in report.words:
-        console.print(_indented(Text(words)))
+        console.print(indented(Text(words)))
     sums = report.sums
     for title, parts in (("giving GPUs back", sums.parts), ("giving GPUs back to simulated jobs", sums.simulated_parts)):
         if rows := [(meant.replace(", after that", ""), *rest) for meant, *rest in part_rows(parts)]:
@@ -38,10 +37,10 @@ def show_report(report: Report) -> None:
     hours = {**sums.gpu_hours, **{f"all of {holder}": value for holder, value in sums.users_gpu_hours.items() if value}}
     _show(console, ("GPU-hours", ""), [(name, f"{value:.2f}") for name, value in hours.items()])
     console.print()
-    console.print(_indented(_last_drill(report)))
+    console.print(indented(_last_drill(report)))
     if report.gaps:
         console.print()
-        console.print(_indented(Text("\n".join(report.gaps), QUIET)))
+        console.print(indented(Text("\n".join(report.gaps), QUIET)))
 
 
 def _last_drill(report: Report) -> Text:
@@ -52,10 +51,6 @@ def _last_drill(report: Report) -> Text:
     return Text.assemble(f"last drill ({when}, while {drill.while_phase}): ", (drill.verdict, "" if drill.passed else BAD))
 
 
-def _indented(content) -> Padding:
-    return Padding(content, (0, 0, 0, 2), expand=False)
-
-
 def _show(console: Console, header: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
     table = Table(box=None, padding=(0, 2, 0, 0), header_style=QUIET, pad_edge=False)
     for place, name in enumerate(header):
@@ -63,4 +58,4 @@ def _show(console: Console, header: tuple[str, ...], rows: list[tuple[str, ...]]
     for row in rows:
         table.add_row(*(Text(cell) for cell in row))
     console.print()
-    console.print(_indented(table))
+    console.print(indented(table))

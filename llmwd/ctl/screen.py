@@ -39,20 +39,21 @@ def show_status(status: Status, now_at: float) -> None:
         told.append(f"  for {spell_duration(age)}", QUIET)
     console.print(told)
     for sentence in filter(None, (status.reason.meaning, status.detail)):
-        console.print(_indented(Text(sentence)))
+        console.print(indented(Text(sentence)))
     console.print()
-    console.print(_indented(_pairs(summary_rows(status, now_at))))
+    console.print(indented(_pairs(summary_rows(status, now_at))))
     console.print()
     both = Table.grid(padding=(0, 5))
     both.add_row(*filter(None, (_gpus(status), _workers(status))))
-    console.print(_indented(both))
+    console.print(indented(both))
     notes = _notes(status)
     if notes:
         console.print()
-        console.print(_indented(_pairs(notes)))
+        console.print(indented(_pairs(notes)))
 
 
-def _indented(content) -> Padding:
+def indented(content) -> Padding:
+    """Two columns to the right, as everything under a headline is."""
     return Padding(content, (0, 0, 0, 2), expand=False)
 
 

@@ -1,4 +1,4 @@
-"""A service: an external program that a worker runs through a holder. One piece of code for vLLM and cloudflared.
+"""A service: an external program that a worker runs through a holder. One piece of code for vLLM, Caddy and cloudflared.
 
 The holder keeps the program's tree; this is the worker's end of it: start, adopt after a restart of the worker, renew
 the dead-man's switch, release, and clear up when the holder itself has died. What the phase is, and whether a death

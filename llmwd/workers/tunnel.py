@@ -306,6 +306,7 @@ class Tunnel:
         fact = TunnelFact(
             phase=phase, detail=redact.mask(detail), hostname=self._hostname(), pid=state.server_pid if state else None,
             since_at=self._since_at, at_s=now_s, mode=s.tunnel_mode, connections=link.connections, locations=link.locations,
+            name=s.tunnel_name,
         )  # fmt: skip
         self._published = fact
         if repeat or before is None or msgspec.structs.replace(before, at_s=now_s) != fact:

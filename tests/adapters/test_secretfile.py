@@ -1,10 +1,12 @@
 """A file with a secret: of whom it may be, and what it may be."""
 
+import errno
 import os
+from pathlib import Path
 
 import pytest
 
-from llmwd.adapters import secretfile
+from llmwd.adapters import keyfile, secretfile
 from llmwd.adapters.rundir import DirError
 
 
@@ -40,3 +42,14 @@ def test_what_is_no_file_is_refused_without_waiting_for_it(tmp_path):
             secretfile.content("X", str(path))
     with pytest.raises(DirError, match="cannot be read"):
         secretfile.content("X", str(tmp_path / "none"))
+
+
+def test_a_key_that_a_network_file_system_does_not_give_is_told_in_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert keyfile.read_or_make(tmp_path) == keyfile.read(tmp_path)
+
+    def fails(fd: int, most: int) -> bytes:
+        raise OSError(errno.ESTALE, "Stale file handle")
+
+    monkeypatch.setattr(os, "read", fails)
+    with pytest.raises(DirError, match="api-key cannot be read: Stale file handle"):
+        keyfile.read(tmp_path)

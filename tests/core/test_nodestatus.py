@@ -288,6 +288,9 @@ def test_the_tunnel_is_shown_with_its_connections_their_places_and_since_when():
     assert (told.tunnel.mode, told.tunnel.connections, told.tunnel.locations) == ("named", 4, ("ams01", "fra03"))
     row = dict(summary_rows(told, 1180.0))["tunnel"]
     assert row == "ready for 3m (named, 4 connections: ams01, fra03) · https://llm.example.org"
+    named = shown(tunnel=msgspec.structs.replace(fact, name="lab"))
+    assert named.tunnel.name == "lab"
+    assert dict(summary_rows(named, 1180.0))["tunnel"] == "ready for 3m (named lab, 4 connections: ams01, fra03) · https://llm.example.org"
 
 
 def test_the_outbox_is_shown_with_what_waits_when_the_last_was_sent_and_an_alarm():

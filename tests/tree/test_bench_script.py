@@ -261,6 +261,13 @@ def test_help_has_examples() -> None:
     assert "./bench.sh full -- --random-input-len 1024" in done.stdout
 
 
+def test_a_foreign_python_environment_is_not_in_its_way(tmp_path: Path) -> None:
+    (tmp_path / "rich.py").write_text("raise SystemExit('the wrong rich')\n")
+    foreign = {**os.environ, "PYTHONPATH": str(tmp_path), "PYTHONHOME": "/nowhere"}
+    done = subprocess.run([CHECKOUT / "bench.sh", "--help"], env=foreign, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+
+
 def test_only_jobs_on_the_leases_gpus_are_blamed(bench: Bench) -> None:
     gpus = [
         {"index": 0, "uuid": "GPU-0", "holder": "slurm", "job": "5"},
@@ -274,9 +281,16 @@ def test_only_jobs_on_the_leases_gpus_are_blamed(bench: Bench) -> None:
 
 def test_why_it_ended_tells_an_operators_order_from_a_crash() -> None:
     served = Served("p", "m", "s", "http://x", 1, "/v", "n", (0,))
-    assert why_it_ended({"phase": "held"}, served) == "gave its GPUs back by the operator's order"
+    assert why_it_ended({"phase": "held", "reason": "held"}, served) == "gave its GPUs back by the operator's order"
     assert why_it_ended({"phase": "failed", "reason": "crashed"}, served) == "lost its server (now failed, crashed)"
     assert why_it_ended(None, served) == "was stopped"
+
+
+def test_why_it_ended_blames_no_operator_for_a_yield_that_took_too_long() -> None:
+    served = Served("p", "m", "s", "http://x", 1, "/v", "n", (0,))
+    broken = {"phase": "held", "reason": "budget_broken"}
+    assert why_it_ended(broken, served) == "yielded (budget_broken)"
+    assert why_it_ended({**broken, "gpus": [{"index": 0, "job": "5"}]}, served) == "yielded to Slurm job 5"
 
 
 @pytest.mark.parametrize(

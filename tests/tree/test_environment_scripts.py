@@ -1,4 +1,4 @@
-"""scripts/env.sh and scripts/setup-embedded.sh in a small checkout, with a stand-in for Python that tells
+"""scripts/env.sh, scripts/setup-embedded.sh and scripts/test.sh in a small checkout, with a stand-in for Python that tells
 how it was called. The real installations are run by the embedded tests, which need them."""
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ def small(tmp_path: Path) -> Small:
     made = Small(tmp_path)
     (tmp_path / "path").mkdir()
     (tmp_path / "scripts").mkdir()
-    for name in ("env.sh", "setup-embedded.sh", "embedded-constraints.txt", "make_embedded_model.py"):
+    for name in ("env.sh", "test.sh", "setup-embedded.sh", "embedded-constraints.txt", "make_embedded_model.py"):
         copy = tmp_path / "scripts" / name
         copy.write_bytes((CHECKOUT / "scripts" / name).read_bytes())
         copy.chmod(0o755)
@@ -252,3 +252,20 @@ def test_another_processor_is_refused(small: Small) -> None:
     done = small.run("setup-embedded.sh")
     assert done.returncode == 1
     assert "this is Linux aarch64" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "sets_up"),
+    [
+        (("tests/core",), False), (("tests/workers", "-q"), False), (("tests/vllm",), True), (("tests/core", "tests/vllm"), True), (("-q",), True),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
+)  # fmt: skip
+def test_the_test_command_sets_the_model_up_only_for_tests_that_need_it(small: Small, words: tuple[str, ...], sets_up: bool) -> None:
+    for name in ("slurmctld", "slurmd", "chromium", "gcc"):
+        small.program(name, "#!/bin/sh\n")
+    small.program("id", "#!/bin/sh\necho 0\n")
+    done = small.run("test.sh", *words)
+    assert done.returncode == 0, done.stderr
+    assert small.calls("-m pytest")[0].endswith(" ".join(words))
+    assert bool(small.calls("make_embedded_model.py")) == sets_up

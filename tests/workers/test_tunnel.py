@@ -87,11 +87,11 @@ def one_gone(pid: int, within_s: float = 20.0) -> None:
 
 
 def test_a_tunnel_that_is_not_configured_is_off_and_answers_the_line(tunnel):
-    stage = tunnel(TUNNEL_HOSTNAME="")
+    stage = tunnel(TUNNEL_HOSTNAME="", TUNNEL_NAME="lab")
     stage.start()
     stage.serve()
     fact = stage.until_fact(phase=Phase.stopped, detail="off: TUNNEL_HOSTNAME is not set")
-    assert fact.hostname is None and fact.pid is None
+    assert fact.hostname is None and fact.pid is None and fact.name == "lab"
     stage.until(lambda: stage.worker.beats >= 3)
     assert stage.stop() == 0
     assert not stage.report_path.exists()
