@@ -3,6 +3,7 @@
 
     scripts/chaos.py --minutes 10 --seed 7       the same seed does the same things in the same order
     scripts/chaos.py --plan 100 --seed 7         only prints what it would do
+    scripts/chaos.py --driver                    on the GPUs of a stand-in NVIDIA driver, with its faults and other people's processes
     scripts/chaos.py --matrix                    not at random: every process killed and stopped in every phase
     scripts/chaos.py --matrix --every 10         each tenth of these
     scripts/chaos.py --matrix --pairs            every two of those who free the GPUs, killed and stopped in all four ways
@@ -41,6 +42,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=1.0)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--driver", action="store_true", help="GPUs of the stand-in NVIDIA driver, which hangs, loses GPUs, lists strangers, …")
     parser.add_argument("--matrix", action="store_true", help="go through tests/chaos/matrix.py instead, however long it takes")
     parser.add_argument("--pairs", action="store_true", help="with --matrix: the pairs instead")
     parser.add_argument("--only", action="append", type=named, default=[], metavar="CELL", help="this cell of the matrix alone")
@@ -50,12 +52,12 @@ def main() -> int:
     parser.add_argument("--keep", type=Path, metavar="FOLDER", help="copy its logs and all that was seen there")
     asked = parser.parse_args()
     if asked.plan:
-        for action in itertools.islice(actions(asked.seed, asked.pace), asked.plan):
+        for action in itertools.islice(actions(asked.seed, asked.pace, asked.driver), asked.plan):
             print(action)
         return 0
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     with tempfile.TemporaryDirectory(prefix="chaos-", dir="/tmp", ignore_cleanup_errors=True) as folder:
-        stage = Stage(Path(folder))
+        stage = Stage(Path(folder), asked.driver)
         try:
             return perform(stage, asked)
         finally:
@@ -88,7 +90,7 @@ def perform(stage: Stage, asked: argparse.Namespace) -> int:
                 play.done["cells that missed their phase" if "MISSED" in said else "cells"] += 1
                 say(f"{number}/{len(chosen)} {cell}  -> {said}")
                 show()
-        for action in () if asked.matrix or asked.only else actions(asked.seed, asked.pace):
+        for action in () if asked.matrix or asked.only else actions(asked.seed, asked.pace, asked.driver):
             if time.monotonic() - began_s > asked.minutes * 60:
                 break
             play.act(action)
@@ -121,6 +123,8 @@ def tell(play: Play, summary: dict, asked: argparse.Namespace, took_s: float, wr
         f"releases: {summary.get('releases')}, the worst {summary.get('worst_release_s')} s; in the middle of faults "
         f"{summary.get('worst_release_in_fault_s')} s (looks up to {summary.get('worst_look_s')} s apart)"
     )
+    if asked.driver:
+        print(f"left for what the driver had against us: {summary.get('left')} times, the worst after {summary.get('worst_left_s')} s")
     for violation in summary.get("violations", ()):
         print(f"VIOLATION {violation['guarantee']}: {violation['text']}")
     if wrong:

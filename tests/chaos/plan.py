@@ -9,6 +9,7 @@ TARGETS = (
     "root", "detector", "resolver", "vllm", "door", "tunnel", "notifier", "holder", "server",
     "guard", "holder-caddy", "holder-cloudflared",
 )  # fmt: skip
+DRIVER_MOST_S = 15.0  # longer than it takes to notice that it hangs
 STARVED_MOST_S = 9.0  # longer than any bound: nothing may be waiting for the end of it
 PHASES = ("waiting", "loading", "serving", "yielding", "resuming")
 PROFILES = ("fake", "slow", "stubborn", "hang", "refork", "exits", "silent")
@@ -18,6 +19,11 @@ KINDS = {  # kind: weight
     "job": 30, "job_over": 26, "kill": 22, "stop": 12, "order": 14, "disk": 3, "runtime": 1, "garbage": 4, "starve": 4,
     "clock": 3, "kill_all": 1,
 }  # fmt: skip
+DRIVER_WEIGHT = 14  # where there is one
+DRIVER = (
+    "lost", "mismatch", "stranger", "stranger", "stranger", "forgotten stranger", "forgotten", "ghost", "slices", "memory",
+    "nvmlInitWithFlags", "nvmlDeviceGetCount_v2", "nvmlDeviceGetMemoryInfo", "nvmlDeviceGetComputeRunningProcesses_v3",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -33,14 +39,15 @@ class Action:
         return " ".join([f"{self.number:4} {self.kind}", *(f"{name}={value}" for name, value in self.words.items())])
 
 
-def actions(seed: int, pace: float = 1.0) -> Iterator[Action]:
-    """Without end. pace: how many times as long to wait between them."""
+def actions(seed: int, pace: float = 1.0, driver: bool = False) -> Iterator[Action]:
+    """Without end. pace: how many times as long to wait between them; driver: whether there is one, with faults of its own."""
     dice = random.Random(seed)
+    kinds = KINDS | ({"driver": DRIVER_WEIGHT} if driver else {})
     number = 0
     while True:
         number += 1
         calm = {0: "calm", 1: "strict"}.get(number % CALM_EVERY) if number > 1 else None
-        kind = calm or dice.choices(list(KINDS), list(KINDS.values()))[0]
+        kind = calm or dice.choices(list(kinds), list(kinds.values()))[0]
         yield Action(number, min(dice.expovariate(1.0), 4.0) * pace, kind, _words(kind, dice))
 
 
@@ -68,6 +75,8 @@ def _words(kind: str, dice: random.Random) -> dict:
             return {"target": dice.choice(TARGETS[1:8]), "of": dice.choice(["files", "memory"]), "for_s": round(dice.uniform(1, STARVED_MOST_S), 1)}
         case "strict":
             return {"target": dice.choice(TARGETS[1:7]), "root": dice.random() < 0.5}
+        case "driver":
+            return {"how": dice.choice(DRIVER), "gpu": dice.randrange(GPUS), "for_s": round(min(1 + dice.expovariate(0.2), DRIVER_MOST_S), 1)}
         case "clock":
             return {"by_s": dice.choice([-3600, 3600, 0])}
     return {}

@@ -176,6 +176,20 @@ class Play:
         self.later.append((time.monotonic() + for_s, lambda: self.tell("healed", name="starved")))
         return self._names(processes)
 
+    def _driver(self, how: str, gpu: int, for_s: float) -> str:
+        # No fault of ours: the bounds of jobs stay as narrow as they are.
+        self.tell("happened")
+        lease = self.stage.tree.status()["lease"]
+        done, heal = self.stage.faults.spoil(how, gpu, lease["gpus"] if lease else [])
+
+        def healed() -> None:
+            self.tell("happened")
+            heal()
+
+        if done:
+            self.later.append((time.monotonic() + for_s, healed))
+        return done or "nobody there"
+
     def _clock(self, by_s: float) -> str:
         self.tell("happened")
         self.stage.clock.shift(by_s)

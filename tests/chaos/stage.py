@@ -12,6 +12,7 @@ import subprocess
 import time
 from pathlib import Path
 
+from tests.chaos.driver import Faults
 from tests.chaos.plan import GPUS
 from tests.fakes import cloudflared
 from tests.fakes.ntfy import NtfyServer
@@ -76,10 +77,11 @@ class Disk:
 
 
 class Stage:
-    """Start it, then act on it; close() ends all and leaves nothing."""
+    """Start it, then act on it; close() ends all and leaves nothing. driver: its GPUs are those of the stand-in driver."""
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, driver: bool = False):
         self.folder = folder
+        self.faults = Faults(folder / "driver") if driver else None
         self.disk = Disk(folder / "disk")
         self.jobs_folder = folder / "jobs"
         self.jobs_folder.mkdir()
@@ -98,15 +100,20 @@ class Stage:
             "TUNNEL_HOSTNAME": "llm.example.org", "TUNNEL_ID": TUNNEL_ID, "CLOUDFLARED_CREDS": credentials,
             "CLOUDFLARED_BIN": cloudflared.wrapper(folder / "tunnel"), "DOOR": "true",
         }  # fmt: skip
-        self.tree = Supervised(folder / "tree", settings, PROFILES["fake"], self.clock.environ, observed=False)
+        environ, contexts = self.clock.environ, {}
+        if self.faults is not None:
+            settings |= {"SIM_GPUS": 0, "DETECTION": "sim,nvml"}
+            environ, contexts = environ | self.faults.environ(), {"FAKE_CONTEXTS": self.faults.contexts}
+        self.tree = Supervised(folder / "tree", settings, PROFILES["fake"] | contexts, environ, observed=False)
         for name, flags in PROFILES.items():
-            self.tree.write_profile(name, **flags)
+            self.tree.write_profile(name, **flags, **contexts)
         self.tree.state = self.disk.folder / "state"
         self.tree.env["LLMWD_STATE_DIR"] = str(self.tree.state)
         self.sight = Sight(f"{MARK}={self.tree.mark}", str(self.tree.runtime), self.jobs_folder)
         self.bounds = Bounds(TTL_S, GRACE_S, RESOLVE_S)
         mark = f"{MARK}={self.tree.mark}"
-        self.observer = Observer(mark, self.tree.runtime, self.jobs_folder, folder / "observer.jsonl", self.bounds).ready()
+        world = self.faults.driver.world if self.faults is not None else None
+        self.observer = Observer(mark, self.tree.runtime, self.jobs_folder, folder / "observer.jsonl", self.bounds, world=world).ready()
         self.job_number = 0
         self.stopped: dict[tuple[int, int], float | None] = {}  # -> when it goes on (monotonic)
 
@@ -215,4 +222,6 @@ class Stage:
         finally:
             self.observer.close()
             self.ntfy.__exit__(None, None, None)
+            if self.faults is not None:
+                self.faults.close()
             self.disk.close()

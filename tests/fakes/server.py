@@ -34,6 +34,7 @@ FLAGS = {  # name: (type, meaning)
     "exit-after": (float, "seconds until it ends by itself"),
     "exit-code": (int, "with this exit code"),
     "token-every": (float, "seconds between the tokens of a stream (default 0.02)"),
+    "contexts": (str, "who holds the model says in this folder which GPUs it is on: UUID.PID.START, for the stand-in driver"),
     "chatter": (int, "this many lines of output before anything else"),
 }
 open_now = {"requests": 0, "looks": 0}
@@ -65,6 +66,20 @@ def fork(body, *args) -> int:
     return pid
 
 
+def take_gpus(args: argparse.Namespace) -> None:
+    """As a CUDA context: there from now on until the end of this process."""
+    if args.contexts:
+        with open("/proc/self/stat") as file:
+            start = file.read().rpartition(")")[2].split()[19]
+        for uuid in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(","):
+            open(os.path.join(args.contexts, f"{uuid}.{os.getpid()}.{start}"), "w").close()
+
+
+def hold_model(args: argparse.Namespace) -> None:
+    take_gpus(args)
+    sleep_for_ever("VLLM::EngineCor", args.ignore_term)
+
+
 def sleep_for_ever(name: str = "", deaf: bool = False, session: bool = False) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN if deaf else signal.SIG_DFL)
     if session:
@@ -82,7 +97,9 @@ def double_fork(deaf: bool, end: int) -> None:
 
 def make_tree(args: argparse.Namespace) -> None:
     if args.engine:
-        pids["engine"].append(fork(sleep_for_ever, "VLLM::EngineCor", args.ignore_term))
+        pids["engine"].append(fork(hold_model, args))
+    else:
+        take_gpus(args)
     if args.tracker:
         from multiprocessing import resource_tracker
 
@@ -121,6 +138,8 @@ class Signals:
             self.reforks -= 1
             if os.fork():
                 os._exit(0)
+            if not self.args.engine:
+                take_gpus(self.args)
         elif self.args.hang_on_term:
             for pid in pids["engine"]:
                 os.kill(pid, signal.SIGKILL)

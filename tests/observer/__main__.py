@@ -13,8 +13,9 @@ import sys
 import time
 from pathlib import Path
 
+from tests.observer.driver import DriverSight
 from tests.observer.judge import Bounds, Judge
-from tests.observer.sight import Sight
+from tests.observer.sight import Sight, start_of
 
 CGROUPS_EVERY_S = 0.5
 BYSTANDERS = ("vllm serve fake", "VLLM::EngineCore", "llmwd: holder vllm")  # names that somebody else's may have
@@ -50,12 +51,15 @@ def main() -> int:
     parser.add_argument("--folder-in", required=True, help="name of the variable that holds what the command lines hold of those without the mark")
     parser.add_argument("--jobs-in", required=True, help="name of the variable that holds the folder of simulated jobs")
     parser.add_argument("--scope", type=Path, help="the cgroup below which slurmstepd makes a folder for each real job")
+    parser.add_argument("--world-in", help="name of the variable that holds the stand-in driver's world file")
     for name, default in (("ttl", 10.0), ("grace", 1.0), ("resolve", 1.0)):
         parser.add_argument(f"--{name}", type=float, default=default, help="as in the settings, seconds")
     parser.add_argument("--every", type=float, default=0.015, help="seconds between two looks")
     asked = parser.parse_args()
     judge = Judge(Bounds(asked.ttl, asked.grace, asked.resolve), say)
     sight = Sight(asked.mark, os.environ[asked.folder_in], Path(os.environ[asked.jobs_in]), asked.scope)
+    if asked.world_in:
+        sight.trouble = DriverSight(Path(os.environ[asked.world_in]), start_of).look
     innocents = bystanders()
     try:
         watch(judge, sight, innocents, asked.every)

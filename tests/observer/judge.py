@@ -52,6 +52,7 @@ class Judge:
     report: Callable[[dict], None]
     overlaps: dict[tuple[str, str], Overlap] = field(default_factory=dict)
     releases: list[tuple[float, bool]] = field(default_factory=list)  # (seconds, in the middle of a fault)
+    left: list[float] = field(default_factory=list)  # seconds until a server was off a GPU that the driver had something against
     violations: list[dict] = field(default_factory=list)
     open_faults: set[str] = field(default_factory=set)
     fault_s: float = float("-inf")
@@ -139,8 +140,9 @@ class Judge:
 
     def _jobs_come_first(self, sample: Sample, servers: list[Process]) -> None:
         now: set[tuple[str, str]] = set()
+        claims = sample.jobs | sample.troubles
         for process in servers:
-            for id, job in sample.jobs.items():
+            for id, job in claims.items():
                 shared = process.gpus if job.gpus is None else process.gpus & job.gpus
                 if not shared:
                     continue
@@ -150,11 +152,16 @@ class Judge:
                     since_s = max(job.since_s, process.first_s)
                     self.overlaps[key] = Overlap(job, since_s, shared)
                     self._started_on_a_job(process, id, job, servers)
-                self._too_long(id, self.overlaps[key], sample)
+                if not job.starts_only:
+                    self._too_long(id, self.overlaps[key], sample)
         for key in [key for key in self.overlaps if key not in now]:
             overlap = self.overlaps.pop(key)
+            if key[0] in sample.troubles and not overlap.job.starts_only:
+                took_s = self.before.done_s - overlap.since_s
+                self.left.append(took_s)
+                self.report({"event": "left", "for": key[0], "took_s": round(took_s, 3)})
             if key[0] not in sample.jobs:
-                continue  # the job left first
+                continue  # the job left first, or it was none
             self._released(key[0], overlap.gpus, self.before.done_s - overlap.since_s, sample)
         self._too_quick_to_be_seen(sample, {process.tree for process in servers})
 
@@ -185,10 +192,10 @@ class Judge:
         # The tree's first process counts: one that serves may fork at any time.
         began_s = min(each.not_before_s for each in servers if each.tree == process.tree)
         after_s = began_s - job.since_s
-        allowed_s = self.bounds.race_s + (self.bounds.ttl_s if self.faulty(began_s) else 0.0)
+        allowed_s = self.bounds.race_s + job.slow_s + (self.bounds.ttl_s if self.faulty(began_s) else 0.0)
         if after_s > allowed_s + self._late_since(job.since_s) and (id, process.tree) not in self._started_on:
             self._started_on.add((id, process.tree))
-            self._violation("G1", f"a server was started on GPUs of job {id}, {after_s:.2f} s after it had come", began_s)
+            self._violation("G1", f"a server was started on GPUs of {_named(id)}, {after_s:.2f} s after it had come", began_s)
 
     def _late_since(self, since_s: float) -> float:
         return sum(late_s for at_s, late_s in self.late if at_s >= since_s)
@@ -196,12 +203,12 @@ class Judge:
     def _too_long(self, id: str, overlap: Overlap, sample: Sample) -> None:
         took_s = sample.begun_s - overlap.since_s
         faulty = self.faulty(overlap.since_s) or self.faulty(sample.begun_s)
-        allowed_s = self.bounds.fault_s if faulty else self.bounds.release_s
+        allowed_s = (self.bounds.fault_s if faulty else self.bounds.release_s) + overlap.job.slow_s
         if overlap.job.gpus is None:
             allowed_s += self.bounds.resolve_s
         if took_s > allowed_s + self._late_since(overlap.since_s) and not overlap.told:
             overlap.told = True
-            self._violation("G1", f"job {id} has shared GPUs {sorted(overlap.gpus)} with a server for {took_s:.2f} s", sample.begun_s)
+            self._violation("G1", f"{_named(id)} has shared GPUs {sorted(overlap.gpus)} with a server for {took_s:.2f} s", sample.begun_s)
 
     def _one_server_on_a_gpu(self, sample: Sample, servers: list[Process]) -> None:
         trees: dict[int, set[str]] = {}
@@ -280,6 +287,11 @@ class Judge:
         hurt = [took_s for took_s, faulty in self.releases if faulty]
         return {
             "event": "summary", "releases": len(self.releases), "worst_release_s": round(max(clean, default=0.0), 3),
-            "worst_release_in_fault_s": round(max(hurt, default=0.0), 3), "looks_late_s": round(self._late_since(0.0), 2),
+            "worst_release_in_fault_s": round(max(hurt, default=0.0), 3), "left": len(self.left),
+            "worst_left_s": round(max(self.left, default=0.0), 3), "looks_late_s": round(self._late_since(0.0), 2),
             "worst_look_s": round(self.worst_late_s, 3), "told": self.counted, "violations": self.violations,
         }  # fmt: skip
+
+
+def _named(claim: str) -> str:
+    return f"job {claim}" if claim.isdecimal() else claim

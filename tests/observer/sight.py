@@ -4,6 +4,7 @@ ones by their processes in the cgroups below slurmstepd's scope, whose environme
 import os
 import re
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -32,10 +33,15 @@ class Process:
 
 @dataclass
 class Job:
-    """gpus: None, its text was not understood. since_s: when its file, with this text, was first seen."""
+    """Who or what comes before us on GPUs: a job, or what the driver says (driver.py).
+
+    gpus: None, its text was not understood. since_s: when its file, with this text, was first seen. slow_s: it may take
+    so much longer than a job to be noticed. starts_only: what is on these GPUs may stay there."""
 
     gpus: frozenset[int] | None
     since_s: float
+    slow_s: float = 0.0
+    starts_only: bool = False
 
 
 @dataclass
@@ -46,16 +52,19 @@ class Sample:
     done_s: float
     processes: dict[tuple[int, int], Process]
     jobs: dict[str, Job]
+    troubles: dict[str, Job] = field(default_factory=dict)  # what else is against our being on a GPU
 
 
 @dataclass
 class Sight:
-    """mark: `NAME=VALUE` in the environment of all of ours; folder: in the command line of those without it."""
+    """mark: `NAME=VALUE` in the environment of all of ours; folder: in the command line of those without it; trouble:
+    what the driver has against us (`DriverSight.look`)."""
 
     mark: str
     folder: str
     jobs_folder: Path
     scope: Path | None = None
+    trouble: Callable[[float, set[int], frozenset[int]], dict[str, Job]] = lambda now_s, ours, served: {}
     ours: dict[int, Process] = field(default_factory=dict)
     strangers: dict[int, float] = field(default_factory=dict)  # pid -> first seen
     jobs: dict[str, Job] = field(default_factory=dict)
@@ -73,7 +82,10 @@ class Sight:
             if pid in self.ours or first_s is None or begun_s - first_s < YOUNG_S:
                 self._inspect(pid, begun_s)
         self._look_at_jobs()
-        sample = Sample(begun_s, time.monotonic(), {(each.pid, each.start): each for each in self.ours.values()}, dict(self.jobs))
+        served = frozenset(gpu for each in self.ours.values() for gpu in each.gpus)
+        troubles = dict(self.trouble(time.monotonic(), set(self.ours), served))
+        processes = {(each.pid, each.start): each for each in self.ours.values()}
+        sample = Sample(begun_s, time.monotonic(), processes, dict(self.jobs), troubles)
         self.before_s = begun_s
         return sample
 
@@ -171,6 +183,15 @@ class Sight:
             found |= {(pid, path) for path in paths if path.startswith(f"{self.scope}/job_")}
             found |= {(pid, line) for line in group.splitlines() if f"/{self.scope.name}/job_" in line}
         return found
+
+
+def start_of(pid: int) -> int | None:
+    """The start time of a living process in clock ticks; None: there is none, or a zombie."""
+    try:
+        words = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
+    except OSError:
+        return None
+    return None if words[0] in "ZX" else int(words[19])
 
 
 def _gpus_of(folder: Path) -> frozenset[int] | None:

@@ -6,8 +6,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+from tests.observer.driver import DriverSight
 from tests.observer.judge import Bounds, Judge
-from tests.observer.sight import Job, Process, Sample, parse
+from tests.observer.sight import Job, Process, Sample, parse, start_of
 from tests.waiting import wait_until
 
 ROOT = Path(__file__).parents[2]
@@ -26,10 +27,12 @@ class Told:
         self.pid += 1
         return Process(self.pid, 1, 0, self.now_s - 0.1, self.now_s, "S", role, frozenset(gpus), tree)
 
-    def see(self, *processes: Process, jobs: dict[str, Job] | None = None, for_s: float = 0.1) -> list[str]:
+    def see(self, *processes: Process, jobs: dict[str, Job] | None = None, for_s: float = 0.1,
+            troubles: dict[str, Job] | None = None) -> list[str]:
         """The guarantees that were violated so far."""
         for _ in range(round(for_s / 0.1)):
-            self.judge.judge(Sample(self.now_s, self.now_s, {(each.pid, each.start): each for each in processes}, jobs or {}))
+            seen = {(each.pid, each.start): each for each in processes}
+            self.judge.judge(Sample(self.now_s, self.now_s, seen, jobs or {}, troubles or {}))
             self.now_s += 0.1
         return [found["guarantee"] for found in self.judge.violations]
 
@@ -157,6 +160,51 @@ def test_looks_that_came_late_are_nobodys_fault() -> None:
     told.see(server, jobs=job)
     told.now_s += 20
     assert told.see(server, jobs=job, for_s=1) == []
+
+
+def test_a_server_beside_a_stranger_is_found_later_than_beside_a_job_and_no_jobs_bound_is_wider_for_it() -> None:
+    told = Told()
+    server = told.process("server", 6, 7, tree="a")
+    told.see(server)
+    stranger = {"the stranger 9 on GPU 7": Job(frozenset([7]), told.now_s, 2.5)}
+    assert told.see(server, troubles=stranger, for_s=5) == []
+    assert told.see(server, jobs={"1": told.job(6)}, troubles=stranger, for_s=2.8) == ["G1"]  # the stranger
+    assert "stranger 9" in told.judge.violations[0]["text"]
+    assert told.see(server, jobs=told.judge.before.jobs, troubles=stranger, for_s=0.4) == ["G1", "G1"]  # the job
+    told = Told()
+    told.see(troubles=stranger, for_s=10)
+    assert told.see(told.process("server", 7, tree="b"), troubles=stranger) == ["G1"]
+
+
+def test_what_may_stay_beside_slices_may_not_begin_there() -> None:
+    told = Told()
+    server = told.process("server", 6, tree="a")
+    told.see(server)
+    slices = {"slices on GPU 6": Job(frozenset([6]), told.now_s, 2.5, starts_only=True)}
+    assert told.see(server, troubles=slices, for_s=20) == []
+    assert told.see(told.process("server", 6, tree="b"), troubles=slices) == ["G1"]
+
+
+def test_the_drivers_world_is_read_as_the_driver_reads_it(tmp_path: Path) -> None:
+    gpus = [f"gpu uuid=GPU-{index} memory=1000 used=400" for index in range(3)]
+    (tmp_path / "contexts").mkdir()
+    contexts = f"contexts folder={tmp_path / 'contexts'} used=5"
+    mine, pid = start_of(os.getpid()), os.getpid()
+    (tmp_path / "contexts" / f"GPU-1.{pid}.{mine}").touch()
+    (tmp_path / "contexts" / f"GPU-2.{pid}.{mine + 1}").touch()  # another process had this number
+    sight = DriverSight(tmp_path / "world", start_of)
+
+    def seen(*lines: str, ours: set[int] = set(), served: frozenset[int] = frozenset()) -> set[str]:
+        (tmp_path / "world").write_text("".join(f"{line}\n" for line in (*gpus, contexts, *lines)))
+        return set(sight.look(1.0, ours, served))
+
+    assert seen() == {f"the stranger {pid} on GPU 1"} and seen(ours={pid}) == set()
+    assert seen(f"forget pid={pid}") == {f"the memory of the forgotten stranger {pid} on GPU 1"}
+    assert seen("hang nvmlInit", ours={pid}) == {f"a driver that hangs on GPU {gpu}" for gpu in range(3)}
+    assert seen("fail all 15 gpu=2", "mig gpu=0 uuid=MIG-a", ours={pid}) == {"a driver that says 15 on GPU 2", "slices on GPU 0"}
+    gpus[0] = gpus[0].replace("used=400", f"used={3 << 30}")
+    assert seen(ours={pid}, served=frozenset([0])) == set()  # it may be ours
+    assert seen(ours={pid}) == seen(ours={pid}, served=frozenset([0])) == {"memory on GPU 0"}
 
 
 def test_jobs_are_read_as_they_are_written() -> None:

@@ -14,15 +14,18 @@ CHECKOUT = Path(__file__).resolve().parents[2]
 
 
 class Observer:
-    """Watches everything that carries the mark. `seen`: the file of its lines; scope: where real jobs have their cgroups."""
+    """Watches everything that carries the mark. `seen`: the file of its lines; scope: where real jobs have their cgroups;
+    world: the stand-in driver's."""
 
-    def __init__(self, mark: str, runtime: Path, jobs: Path, seen: Path, bounds: Bounds, scope: Path | None = None, every_s: float = 0.015):
+    def __init__(self, mark: str, runtime: Path, jobs: Path, seen: Path, bounds: Bounds, scope: Path | None = None,
+                 every_s: float = 0.015, world: Path | None = None):
         self.seen = seen
         command = [sys.executable, "-m", "tests.observer", "--mark", mark, "--folder-in", "OBSERVED", "--jobs-in", "OBSERVED_JOBS"]
         command += ["--ttl", str(bounds.ttl_s), "--grace", str(bounds.grace_s), "--resolve", str(bounds.resolve_s), "--every", str(every_s)]
         command += ["--scope", str(scope)] if scope is not None else []
+        command += ["--world-in", "OBSERVED_WORLD"] if world is not None else []
         # The folders are not on its command line: it would be taken for one of those that it watches.
-        env = os.environ | {"OBSERVED": str(runtime), "OBSERVED_JOBS": str(jobs)}
+        env = os.environ | {"OBSERVED": str(runtime), "OBSERVED_JOBS": str(jobs), "OBSERVED_WORLD": str(world)}
         with seen.open("wb") as out:
             self.process = subprocess.Popen(
                 command, cwd=CHECKOUT, stdin=subprocess.PIPE, stdout=out, stderr=subprocess.STDOUT, env=env, start_new_session=True

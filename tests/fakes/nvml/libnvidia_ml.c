@@ -11,6 +11,8 @@
  *   gpu uuid=GPU-a minor=3 pci=00000000:1B:00.0 name=NVIDIA_H200 memory=1000 used=10 mode=0 nvlink=1,2 numa=0
  *   mig gpu=0 uuid=MIG-a
  *   process gpu=0 pid=77 used=500 kind=compute mig=0 while_alive=1
+ *   contexts folder=/path used=500       whatever has said so there is on its GPU while it lives: UUID.PID.START, no contents
+ *   forget pid=77                        no list shows this process of the lines before, its memory stays in use
  *   fail nvmlInitWithFlags 18            the call returns this code ...
  *   fail nvmlDeviceGetUUID 15 gpu=1      ... for this GPU only; `fail all 15 gpu=1`: every call on it
  *   hang nvmlDeviceGetMemoryInfo         the call does not return while this line is there
@@ -18,6 +20,7 @@
  * -DMISSING_V3 leaves the newer lists of processes out, as drivers before 510 do.
  * while_alive=1: listed only while a process with that pid exists and is no zombie, as with the real driver.
  */
+#include <dirent.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -71,7 +74,7 @@ typedef struct {
     char slice[SLICES][TEXT];
 } Gpu;
 typedef struct {
-    int gpu, mig, graphics;
+    int gpu, mig, graphics, forgotten;
     unsigned int pid;
     unsigned long long used;
 } Process;
@@ -114,9 +117,11 @@ static long long number(const char *line, const char *key, long long otherwise)
     return value[0] ? strtoll(value, NULL, 10) : otherwise;
 }
 
-static int alive(unsigned int pid)
+/* The start time of a living process, in clock ticks; 0: there is none, or a zombie. */
+static unsigned long long start_of(unsigned int pid)
 {
-    char path[64], text[512];
+    char path[64], text[1024];
+    unsigned long long start = 0;
     snprintf(path, sizeof path, "/proc/%u/stat", pid);
     FILE *file = fopen(path, "r");
     if (!file)
@@ -124,8 +129,33 @@ static int alive(unsigned int pid)
     size_t length = fread(text, 1, sizeof text - 1, file);
     fclose(file);
     text[length] = 0;
-    const char *name_end = strrchr(text, ')');
-    return name_end && name_end[2] != 'Z' && name_end[2] != 'X';
+    char *word = strrchr(text, ')'); /* after it: the state, the third of the words, the start is the 22nd */
+    if (!word || word[2] == 'Z' || word[2] == 'X')
+        return 0;
+    for (int i = 2; word && i < 22; i++)
+        word = strchr(word + 1, ' ');
+    if (word)
+        sscanf(word, "%llu", &start);
+    return start;
+}
+
+static void take_contexts(const char *folder, unsigned long long used)
+{
+    DIR *entries = opendir(folder);
+    struct dirent *entry;
+    while (entries && (entry = readdir(entries)) && world.processes < PROCESSES) {
+        char uuid[TEXT];
+        Process process = {.mig = -1, .used = used};
+        unsigned long long start;
+        if (sscanf(entry->d_name, "%90[^.].%u.%llu", uuid, &process.pid, &start) != 3 || start_of(process.pid) != start)
+            continue;
+        for (process.gpu = 0; process.gpu < world.gpus && strcmp(world.gpu[process.gpu].uuid, uuid); process.gpu++)
+            ;
+        if (process.gpu < world.gpus)
+            world.process[world.processes++] = process;
+    }
+    if (entries)
+        closedir(entries);
 }
 
 static void take(const char *line)
@@ -156,8 +186,15 @@ static void take(const char *line)
         process.pid = number(line, "pid", 0);
         process.used = number(line, "used", 0);
         process.graphics = !strcmp(word(line, "kind", kind, sizeof kind), "graphics");
-        if (!number(line, "while_alive", 0) || alive(process.pid))
+        if (!number(line, "while_alive", 0) || start_of(process.pid))
             world.process[world.processes++] = process;
+    } else if (!strncmp(line, "contexts ", 9)) {
+        char folder[512];
+        take_contexts(word(line, "folder", folder, sizeof folder), number(line, "used", 0));
+    } else if (!strncmp(line, "forget ", 7)) {
+        for (int i = 0; i < world.processes; i++)
+            if (world.process[i].pid == number(line, "pid", 0))
+                world.process[i].forgotten = 1;
     } else if (world.faults < LINES) {
         Fault fault = {.gpu = number(line, "gpu", -1)};
         if (sscanf(line, "fail %90s %d", fault.function, &fault.code) == 2)
@@ -369,7 +406,7 @@ static nvmlReturn_t list(nvmlDevice_t device, int graphics, unsigned int *count,
     unsigned int room = *count, found = 0;
     for (int i = 0; i < world.processes; i++) {
         Process *process = &world.process[i];
-        int here = process->gpu == gpu_of(device) && process->graphics == graphics;
+        int here = process->gpu == gpu_of(device) && process->graphics == graphics && !process->forgotten;
         if (!here || (slice_of(device) >= 0 && process->mig != slice_of(device)))
             continue;
         if (slice_of(device) < 0 && process->mig >= 0)
