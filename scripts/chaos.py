@@ -7,6 +7,7 @@
     scripts/chaos.py --matrix                    not at random: every process killed and stopped in every phase
     scripts/chaos.py --matrix --every 10         each tenth of these
     scripts/chaos.py --matrix --pairs            every two of those who free the GPUs, killed and stopped in all four ways
+    scripts/chaos.py --matrix --driver           everything that goes wrong with the driver, while the model loads and serves
     scripts/chaos.py --only "serving kill+stop root holder"      one cell, as it is printed; may be given again
 
 Prints what it does and what the observer (tests/observer) sees, then a summary. Exit code 1: a guarantee was violated,
@@ -30,7 +31,7 @@ import own_python
 own_python.ensure()
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from tests.chaos.matrix import cells, meet, named, pairs  # noqa: E402
+from tests.chaos.matrix import DRIVER, cells, meet, named, of_driver, pairs  # noqa: E402
 from tests.chaos.plan import actions  # noqa: E402
 from tests.chaos.run import Play, Stuck  # noqa: E402
 from tests.chaos.stage import Stage  # noqa: E402
@@ -51,6 +52,7 @@ def main() -> int:
     parser.add_argument("--plan", type=int, metavar="N", help="print the first N actions and do nothing")
     parser.add_argument("--keep", type=Path, metavar="FOLDER", help="copy its logs and all that was seen there")
     asked = parser.parse_args()
+    asked.driver |= any(cell.how == DRIVER for cell in asked.only)
     if asked.plan:
         for action in itertools.islice(actions(asked.seed, asked.pace, asked.driver), asked.plan):
             print(action)
@@ -84,7 +86,8 @@ def perform(stage: Stage, asked: argparse.Namespace) -> int:
     stage.begin()
     try:
         if asked.matrix or asked.only:
-            chosen = asked.only or (pairs() if asked.pairs else cells())[asked.seed % asked.every :: asked.every]
+            whole = of_driver() if asked.driver else pairs() if asked.pairs else cells()
+            chosen = asked.only or whole[asked.seed % asked.every :: asked.every]
             for number, cell in enumerate(chosen, 1):
                 said = meet(play, cell)
                 play.done["cells that missed their phase" if "MISSED" in said else "cells"] += 1
@@ -96,7 +99,7 @@ def perform(stage: Stage, asked: argparse.Namespace) -> int:
             play.act(action)
             show()
         say(f"the end: {play.calm('fake')}")
-    except Stuck as found:
+    except (Stuck, AssertionError) as found:  # or something awaited did not come
         stuck = str(found)
     except KeyboardInterrupt:
         interrupted = True

@@ -48,6 +48,13 @@ _llmwd_is_current() {
 _llmwd_build() {
     local recipe=$1 venv=$LLMWD_CHECKOUT/.venv-llmwd base log started=$SECONDS made_in=
     [[ -r $venv/made-from ]] && read -r made_in <"$venv/made-from"
+    if [[ -L $venv ]]; then  # `venv --clear` would empty what it leads to, and then refuse to go on
+        if [[ -n $made_in && $made_in != "$LLMWD_CHECKOUT" ]]; then
+            _llmwd_say "$venv leads to the environment of another checkout, $made_in: remove the link, then run this again."
+            return 1
+        fi
+        venv=$(readlink -m -- "$venv")
+    fi
     log=$(mktemp) || return 1
     if [[ ! -x $LLMWD_PYTHON || -e $venv/unfinished || ${made_in:-$LLMWD_CHECKOUT} != "$LLMWD_CHECKOUT" ]]; then
         base=$(llmwd_base_python) || { rm -f "$log"; return 1; }

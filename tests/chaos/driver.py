@@ -5,13 +5,12 @@ import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.chaos.plan import GPUS
+from tests.chaos.plan import DRIVER_HANGS, GPUS
 from tests.fakes.nvml import FakeDriver, build
 from tests.observer.sight import start_of
 
 MIB = 1 << 20
 CONTEXT_MIB = 3000  # more than a driver keeps for itself
-HANGS = ("nvmlInitWithFlags", "nvmlDeviceGetCount_v2", "nvmlDeviceGetMemoryInfo", "nvmlDeviceGetComputeRunningProcesses_v3")
 LOST, MISMATCH = 15, 18  # NVML_ERROR_GPU_IS_LOST, NVML_ERROR_LIB_RM_VERSION_MISMATCH
 
 
@@ -42,7 +41,8 @@ class Faults:
     def spoil(self, how: str, gpu: int, leased: list[int]) -> tuple[str, Callable[[], None]]:
         """What was done, in words ("": nothing, there is nobody whom it could befall), and what takes it back.
 
-        leased: the GPUs that the tree has just now, of which slices and used memory say nothing."""
+        leased: the GPUs that the tree has just now: none of these is cut, or filled by nobody."""
+        free = next(at for at in (gpu, *range(GPUS)) if at not in leased)
         lines: list[str] = []
         stranger = None
         match how:
@@ -50,18 +50,18 @@ class Faults:
                 lines = [f"fail all {LOST} gpu={gpu}"]
             case "mismatch":
                 lines = [f"fail nvmlInitWithFlags {MISMATCH}"]
-            case "stranger" | "forgotten stranger":
+            case "stranger" | "forgotten-stranger":
                 stranger = self._stranger(gpu)
-                lines = [f"forget pid={stranger.pid}"] if how.startswith("forgotten") else []
+                lines = [f"forget pid={stranger.pid}"] if how == "forgotten-stranger" else []
             case "forgotten":
                 lines = [f"forget pid={pid}" for at in leased for pid in self.on(at)]
             case "ghost":  # stays listed after its end
                 lines = [f"process gpu={at} pid={pid} used={MIB}" for at in leased for pid in self.on(at)]
-            case "slices" if gpu not in leased:
-                lines = [f"mig gpu={gpu} uuid=MIG-{gpu}a", f"mig gpu={gpu} uuid=MIG-{gpu}b"]
-            case "memory" if gpu not in leased:
-                return self._fill(gpu)
-            case _ if how in HANGS:
+            case "slices":
+                lines = [f"mig gpu={free} uuid=MIG-{free}a", f"mig gpu={free} uuid=MIG-{free}b"]
+            case "memory":
+                return self._fill(free)
+            case _ if how in DRIVER_HANGS:
                 lines = [f"hang {how}"]
         if lines:
             self.driver.add(*lines)

@@ -1,4 +1,5 @@
-"""Not at random: every process of ours, and the pairs that stand in for each other, killed and stopped in every phase.
+"""Not at random: every process of ours, and the pairs that stand in for each other, killed and stopped in every phase;
+and everything that goes wrong with the stand-in driver, while the model loads and while it serves.
 
 A job on all GPUs comes in the same moment (where none is there yet). What was stopped goes on only after the GPUs are
 free, which they have to be within the observer's bound: nothing can have healed by itself. Then it has to serve again.
@@ -9,7 +10,7 @@ import signal
 import time
 from dataclasses import dataclass
 
-from tests.chaos.plan import PHASES, TARGETS
+from tests.chaos.plan import DRIVER_LEAVES, DRIVER_STAYS, PHASES, TARGETS
 from tests.chaos.run import Play, Stuck
 from tests.chaos.stage import GRACE_S, LASTING, RESOLVE_S, TTL_S
 from tests.waiting import wait_until
@@ -20,6 +21,9 @@ PAIRS = (
 )  # fmt: skip
 GUARDS_GPUS = ("root", "holder", "vllm", "resolver", "detector", "guard")
 SIGNALS = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP}
+DRIVER = "driver"
+LEFT_WITHIN_S = 20.0  # this only ends a wait
+STAYS_S = 3.0  # the driver is asked each second
 FREE_WITHIN_S = 2 * TTL_S + GRACE_S + RESOLVE_S + 5.0  # this only ends a wait
 BUSY_S = 0.5  # for the looks and the steps of this program
 PHASE_WITHIN_S = 20.0
@@ -27,7 +31,8 @@ PHASE_WITHIN_S = 20.0
 
 @dataclass(frozen=True)
 class Cell:
-    """how: what is done to each of the targets in turn, "+" between them; one word is for all."""
+    """how: what is done to each of the targets in turn, "+" between them; one word is for all. Or DRIVER: the target is
+    what goes wrong with it."""
 
     phase: str
     targets: str
@@ -52,10 +57,16 @@ def pairs() -> list[Cell]:
     return [Cell(phase, targets, how) for targets in both for phase in PHASES for how in hows]
 
 
+def of_driver() -> list[Cell]:
+    return [Cell(phase, what, DRIVER) for what in (*DRIVER_LEAVES, *DRIVER_STAYS) for phase in ("loading", "serving", "yielding")]
+
+
 def named(text: str) -> Cell:
     """As a cell is printed. Raises ValueError."""
     phase, how, targets = text.split(maxsplit=2)
     cell = Cell(phase, targets, how)
+    if cell in of_driver():
+        return cell
     if phase not in PHASES or not set(targets.split()) <= set(TARGETS) or not set(cell.signals().values()) <= set(SIGNALS):
         raise ValueError(f"there is no cell {text!r}")
     return cell
@@ -66,6 +77,8 @@ def meet(play: Play, cell: Cell) -> str:
     before the signal. Raises Stuck when it does not serve afterwards."""
     stage = play.stage
     play.calm(LASTING)
+    if cell.how == DRIVER:
+        return _with_driver(play, cell)
     _into(play, cell.phase)
     roles, signals = stage.roles(), cell.signals()
     found = [(name, (roles[name] if name != "server" else play.dice.sample(roles[name], 1))[0]) for name in signals if name in roles]
@@ -89,6 +102,47 @@ def meet(play: Play, cell: Cell) -> str:
     names = " ".join(f"{name}:{each.pid}" for name, each in found) or "nobody there"
     met = phase == {"resuming": "loading"}.get(cell.phase, cell.phase)
     return f"{names}{'' if met else f' MISSED: {phase}'}, free after {free_s:.2f} s, {served}"
+
+
+def _with_driver(play: Play, cell: Cell) -> str:
+    """It goes wrong; then, while it still does, a job comes, for whom no bound is wider because of it. Yielding: both at
+    once."""
+    stage = play.stage
+    at_once = cell.phase == "yielding"
+    if not at_once:
+        _into(play, cell.phase)
+    phase = stage.tree.status()["phase"]
+    leased = stage.tree.status()["lease"]["gpus"]
+    wait_until(lambda: play.tick() or stage.faults.on(leased[0]), PHASE_WITHIN_S, what="a process on the GPU")
+    play.tell("happened")
+    began_s = time.monotonic()
+    done, heal = stage.faults.spoil(cell.targets, leased[0], leased)
+    if not done:
+        raise Stuck(f"{cell}: there was nobody whom it could befall")
+
+    def there() -> set[int]:
+        return {each.pid for each in stage.roles().get("server", ()) if leased[0] in each.gpus}
+
+    before, said = there(), "at once"
+    if at_once:
+        pass
+    elif cell.targets in DRIVER_LEAVES:
+        wait_until(lambda: play.tick() or not there(), LEFT_WITHIN_S, what=f"the end of the server after {cell}")
+        said = f"left after {time.monotonic() - began_s:.2f} s"
+    else:
+        play.go_on(STAYS_S)
+        if not before or not before <= there():
+            raise Stuck(f"{cell}: the server did not stay: {stage.tree.status()}")
+        said = "stayed"
+    stage.job("0-7")
+    came_s = time.monotonic()
+    wait_until(lambda: play.tick() or not stage.roles().get("server"), FREE_WITHIN_S, what=f"free GPUs after {cell}")
+    said += f", free after {time.monotonic() - came_s:.2f} s"
+    play.go_on(1.0)
+    play.tell("happened")
+    heal()
+    met = at_once or phase == cell.phase
+    return f"{done}: {'' if met else f'MISSED: {phase}, '}{said}, {play.calm(LASTING)}"
 
 
 def _into(play: Play, phase: str) -> None:

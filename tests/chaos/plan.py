@@ -20,10 +20,9 @@ KINDS = {  # kind: weight
     "clock": 3, "kill_all": 1,
 }  # fmt: skip
 DRIVER_WEIGHT = 14  # where there is one
-DRIVER = (
-    "lost", "mismatch", "stranger", "stranger", "stranger", "forgotten stranger", "forgotten", "ghost", "slices", "memory",
-    "nvmlInitWithFlags", "nvmlDeviceGetCount_v2", "nvmlDeviceGetMemoryInfo", "nvmlDeviceGetComputeRunningProcesses_v3",
-)  # fmt: skip
+DRIVER_HANGS = ("nvmlInitWithFlags", "nvmlDeviceGetCount_v2", "nvmlDeviceGetMemoryInfo", "nvmlDeviceGetComputeRunningProcesses_v3")
+DRIVER_LEAVES = ("stranger", "lost", "mismatch", *DRIVER_HANGS)  # what makes us leave the GPU that it befalls
+DRIVER_STAYS = ("forgotten", "forgotten-stranger", "ghost", "slices", "memory")
 
 
 @dataclass(frozen=True)
@@ -76,7 +75,8 @@ def _words(kind: str, dice: random.Random) -> dict:
         case "strict":
             return {"target": dice.choice(TARGETS[1:7]), "root": dice.random() < 0.5}
         case "driver":
-            return {"how": dice.choice(DRIVER), "gpu": dice.randrange(GPUS), "for_s": round(min(1 + dice.expovariate(0.2), DRIVER_MOST_S), 1)}
+            where = {"gpu": dice.randrange(GPUS), "ours": dice.random() < 0.7}  # ours: on one that the tree has, if it has any
+            return {"how": dice.choice((*DRIVER_LEAVES, *DRIVER_STAYS, "stranger", "stranger")), **where, "for_s": round(min(1 + dice.expovariate(0.2), DRIVER_MOST_S), 1)}
         case "clock":
             return {"by_s": dice.choice([-3600, 3600, 0])}
     return {}

@@ -176,11 +176,12 @@ class Play:
         self.later.append((time.monotonic() + for_s, lambda: self.tell("healed", name="starved")))
         return self._names(processes)
 
-    def _driver(self, how: str, gpu: int, for_s: float) -> str:
+    def _driver(self, how: str, gpu: int, ours: bool, for_s: float) -> str:
         # No fault of ours: the bounds of jobs stay as narrow as they are.
         self.tell("happened")
         lease = self.stage.tree.status()["lease"]
-        done, heal = self.stage.faults.spoil(how, gpu, lease["gpus"] if lease else [])
+        leased = lease["gpus"] if lease else []
+        done, heal = self.stage.faults.spoil(how, leased[gpu % len(leased)] if ours and leased else gpu, leased)
 
         def healed() -> None:
             self.tell("happened")

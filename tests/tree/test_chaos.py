@@ -19,9 +19,17 @@ def chaos(*words: str) -> subprocess.CompletedProcess:
 
 
 def test_faults_at_random_violate_no_guarantee_and_it_serves_again_after_them() -> None:
-    done = chaos("--minutes", "0.35", "--seed", "4", "--pace", "0.4")
+    done = chaos("--driver", "--minutes", "0.35", "--seed", "4", "--pace", "0.4")
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-3000:]
     assert "violations: 0" in done.stdout and "the end: serves" in done.stdout
+
+
+def test_what_goes_wrong_with_the_driver_makes_us_leave_where_it_must_and_delays_no_job() -> None:
+    names = ("serving driver stranger", "loading driver lost", "serving driver ghost", "serving driver forgotten-stranger")
+    done = chaos(*(word for name in names for word in ("--only", name)))
+    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-3000:]
+    assert "violations: 0" in done.stdout and done.stdout.count("free after") == len(names)
+    assert '"for": "the stranger' in done.stdout and '"for": "a driver that says 15' in done.stdout  # the observer saw it
 
 
 def test_processes_killed_and_stopped_in_phases_of_the_matrix_keep_no_gpu_from_a_job() -> None:

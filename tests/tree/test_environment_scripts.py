@@ -179,6 +179,17 @@ def test_a_moved_checkout_gets_a_new_environment(small: Small, tmp_path: Path) -
     assert small.calls("-m venv --clear")[-1].endswith(str(moved / ".venv-llmwd"))
 
 
+def test_an_environment_may_lie_elsewhere_but_another_checkouts_is_not_touched(small: Small, tmp_path: Path) -> None:
+    elsewhere = tmp_path / "scratch" / "venv"
+    small.venv.symlink_to(elsewhere)
+    assert small.run("env.sh").returncode == 0, "a home folder may be too small for it"
+    assert small.run("env.sh").stderr == "" and small.calls("-m venv --clear")[-1].endswith(str(elsewhere))
+    (elsewhere / "made-from").write_text("/another/checkout\n")
+    done = small.run("env.sh")
+    assert done.returncode == 1 and "/another/checkout: remove the link" in done.stderr
+    assert len(small.calls("-m venv --clear")) == 1 and (elsewhere / "bin" / "python").exists()
+
+
 def test_without_a_fit_python_one_sentence_says_what_to_install(small: Small) -> None:
     for name in ("python3.13", "python3.12", "python3.11", "python3"):
         small.program(name, "#!/bin/sh\nexit 127\n")
