@@ -8,7 +8,7 @@
  * `_` in a name stands for a blank:
  *
  *   driver 550.54.15
- *   gpu uuid=GPU-a minor=3 pci=00000000:1B:00.0 name=NVIDIA_H200 memory=1000 used=10 mode=0 nvlink=1,2 numa=0
+ *   gpu uuid=GPU-a minor=3 pci=00000000:1B:00.0 name=NVIDIA_H200 memory=1000 used=10 mode=0 nvlink=1,2
  *   mig gpu=0 uuid=MIG-a
  *   process gpu=0 pid=77 used=500 kind=compute mig=0 while_alive=1
  *   contexts folder=/path used=500       whatever has said so there is on its GPU while it lives: UUID.PID.START, no contents
@@ -46,7 +46,7 @@ typedef struct {
     unsigned long long usedGpuMemory;
     unsigned int gpuInstanceId, computeInstanceId;
 } nvmlProcessInfo_t;
-typedef unsigned int nvmlComputeMode_t, nvmlGpuTopologyLevel_t, nvmlGpuP2PCapsIndex_t, nvmlGpuP2PStatus_t;
+typedef unsigned int nvmlComputeMode_t, nvmlGpuP2PCapsIndex_t, nvmlGpuP2PStatus_t;
 typedef unsigned int nvmlReturn_t;
 enum {
     NVML_SUCCESS = 0,
@@ -69,7 +69,7 @@ enum { GPUS = 64, SLICES = 7, PROCESSES = 256, LINES = 64, TEXT = 96 };
 typedef struct {
     char uuid[TEXT], name[TEXT], pci[32], nvlink[TEXT];
     unsigned int minor, mode;
-    int numa, slices;
+    int slices;
     unsigned long long memory, used;
     char slice[SLICES][TEXT];
 } Gpu;
@@ -173,7 +173,6 @@ static void take(const char *line)
                 *c = ' ';
         gpu->minor = number(line, "minor", world.gpus - 1);
         gpu->mode = number(line, "mode", 0);
-        gpu->numa = number(line, "numa", 0);
         gpu->memory = number(line, "memory", 0);
         gpu->used = number(line, "used", 0);
     } else if (!strncmp(line, "mig ", 4)) {
@@ -391,13 +390,6 @@ RETURN nvmlDeviceGetP2PStatus(nvmlDevice_t one, nvmlDevice_t other, nvmlGpuP2PCa
     snprintf(peer, sizeof peer, ",%d,", gpu_of(other));
     *status = caps == NVML_P2P_CAPS_INDEX_NVLINK && strstr(peers, peer) ? NVML_P2P_STATUS_OK
                                                                          : NVML_P2P_STATUS_NOT_SUPPORTED;
-    return NVML_SUCCESS;
-}
-
-RETURN nvmlDeviceGetTopologyCommonAncestor(nvmlDevice_t one, nvmlDevice_t other, nvmlGpuTopologyLevel_t *level)
-{
-    ENTER(gpu_of(one));
-    *level = world.gpu[gpu_of(one)].numa == world.gpu[gpu_of(other)].numa ? 40 : 50;
     return NVML_SUCCESS;
 }
 
