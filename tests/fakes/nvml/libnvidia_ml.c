@@ -2,7 +2,7 @@
  * A stand-in for NVIDIA's libnvidia-ml.so.1, for tests on machines without an NVIDIA driver. Not NVIDIA's code.
  *
  * Function names, structs and return codes follow nvml.h (package nvidia-nvml-dev), as far as llmwd calls them;
- * -DUSE_NVML_H compiles it against the real header instead of the declarations below, to prove that.
+ * -DUSE_NVML_H compiles it against the real header instead of the declarations below (tests/fakes/test_nvml_header.py).
  *
  * The world comes from the file that LLMWD_FAKE_NVML names, read again at every call; words are key=value and
  * `_` in a name stands for a blank:
