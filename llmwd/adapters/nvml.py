@@ -38,10 +38,9 @@ LIBRARY_FOLDERS = (
 
 
 class GpuInfo(msgspec.Struct, frozen=True, kw_only=True):
-    """What a GPU is. index: NVML's. Lists of `nvlink` and `topology` are by NVML index.
+    """What a GPU is. index: NVML's.
 
-    uuid: "" when the driver does not tell; pci: 0000:1b:00.0; nvlink: the GPUs that NVLink joins it to;
-    topology: NVML_TOPOLOGY_* to each GPU (0 same board ... 50 other NUMA node, None itself or not told);
+    uuid: "" when the driver does not tell; pci: 0000:1b:00.0; nvlink: the GPUs (NVML's indices) that NVLink joins it to;
     mig_uuids: of its slices; compute_mode: NVML_COMPUTEMODE_*; error: the first NVML_ERROR_* of this GPU.
     """
 
@@ -54,7 +53,6 @@ class GpuInfo(msgspec.Struct, frozen=True, kw_only=True):
     mig: bool = False
     mig_uuids: tuple[str, ...] = ()
     nvlink: tuple[int, ...] = ()
-    topology: tuple[int | None, ...] = ()
     numa: int | None = None
     compute_mode: int | None = None
     error: str = ""

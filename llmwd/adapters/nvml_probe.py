@@ -132,8 +132,6 @@ class Driver:
                 for b, other in pairs
                 if self.call(p.nvmlDeviceGetP2PStatus, one, other, p.NVML_P2P_CAPS_INDEX_NVLINK) == p.NVML_P2P_STATUS_OK
             ]
-            levels = {b: self.call(p.nvmlDeviceGetTopologyCommonAncestor, one, other) for b, other in pairs}
-            gpus[a]["topology"] = [levels.get(b) for b in range(len(handles))]
         return gpus
 
     def _identity(self, handle: Any) -> dict[str, Any]:

@@ -275,3 +275,22 @@ def test_a_strangers_graphics_count_as_much_as_his_computing(driven: Start, stra
     driver.add(on(3, stranger, kind="graphics"))
     tree.serving_on(1, 2)
     assert tree.journal("lease_revoked")[-1]["reason"] == "gpu_in_use"
+
+
+def test_a_model_on_two_gpus_gets_a_pair_that_nvlink_joins_and_the_other_pair_when_a_job_comes(driven: Start) -> None:
+    pairs = [f"{gpu} nvlink={(2, 3, 0, 1)[i]}" for i, gpu in enumerate(FOUR)]
+    tree, _ = driven(*pairs)
+    tree.serving_on(1, 3)  # not 2 and 3, the highest
+    tree.job(1, "3")
+    tree.serving_on(0, 2)  # not 1 and 2
+    tree.job(2, "0")
+    tree.serving_on(1, 2)  # better than none
+
+
+def test_gpus_that_cannot_be_sliced_and_do_not_tell_a_processes_memory_are_used_and_given_back(driven: Start, stranger: int) -> None:
+    tree, driver = driven(*(f"{gpu} sliceable=0" for gpu in FOUR))
+    status = tree.serving_on(2, 3)
+    assert status["gpu_map"]["certain"]
+    driver.add(f"process gpu=3 pid={stranger} used=-1")
+    tree.serving_on(1, 2)
+    assert tree.journal("lease_revoked")[-1]["reason"] == "gpu_in_use"

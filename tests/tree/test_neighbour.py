@@ -53,7 +53,7 @@ def test_the_tree_runs_near_the_gpus_that_it_is_on(supervised, tmp_path: Path) -
     halves = everything[: len(everything) // 2] or everything, everything[len(everything) // 2 :]
     world, sys = [], tmp_path / "sys"
     for gpu in range(4):
-        world.append(f"gpu uuid=GPU-{gpu} minor={gpu} pci=00000000:{gpu + 1:02X}:00.0 memory=1000000 used=1000 numa={gpu // 2}")
+        world.append(f"gpu uuid=GPU-{gpu} minor={gpu} pci=00000000:{gpu + 1:02X}:00.0 memory=1000000 used=1000")
         device = sys / "bus" / "pci" / "devices" / f"0000:{gpu + 1:02x}:00.0"
         device.mkdir(parents=True)
         (device / "numa_node").write_text(f"{gpu // 2}\n")

@@ -2,22 +2,28 @@
  * A stand-in for NVIDIA's libnvidia-ml.so.1, for tests on machines without an NVIDIA driver. Not NVIDIA's code.
  *
  * Function names, structs and return codes follow nvml.h (package nvidia-nvml-dev), as far as llmwd calls them;
- * -DUSE_NVML_H compiles it against the real header instead of the declarations below, to prove that.
+ * -DUSE_NVML_H compiles it against the real header instead of the declarations below (tests/fakes/test_nvml_header.py).
  *
  * The world comes from the file that LLMWD_FAKE_NVML names, read again at every call; words are key=value and
  * `_` in a name stands for a blank:
  *
  *   driver 550.54.15
- *   gpu uuid=GPU-a minor=3 pci=00000000:1B:00.0 name=NVIDIA_H200 memory=1000 used=10 mode=0 nvlink=1,2 numa=0
- *   mig gpu=0 uuid=MIG-a
+ *   gpu uuid=GPU-a minor=3 pci=00000000:1B:00.0 name=NVIDIA_H200 memory=1000 used=10 mode=0 nvlink=1,2
+ *   gpu uuid=GPU-b sliceable=0           a GPU without MIG: older or a consumer's
+ *   mig gpu=0 uuid=MIG-a                 the GPU is in MIG mode; its own list of processes is for privileged users only
+ *   privileged                           we are one of them
  *   process gpu=0 pid=77 used=500 kind=compute mig=0 while_alive=1
+ *   process gpu=0 pid=77 used=-1         the driver does not tell how much memory (NVML_VALUE_NOT_AVAILABLE)
+ *   grow gpu=0 times=2 pid=5000          so often the list of computing processes outgrows the room that was made for it
+ *                                        after asking for its size, by processes 5000, 5001, ...
  *   contexts folder=/path used=500       whatever has said so there is on its GPU while it lives: UUID.PID.START, no contents
  *   forget pid=77                        no list shows this process of the lines before, its memory stays in use
  *   fail nvmlInitWithFlags 18            the call returns this code ...
  *   fail nvmlDeviceGetUUID 15 gpu=1      ... for this GPU only; `fail all 15 gpu=1`: every call on it
  *   hang nvmlDeviceGetMemoryInfo         the call does not return while this line is there
  *
- * -DMISSING_V3 leaves the newer lists of processes out, as drivers before 510 do.
+ * -DMISSING_V3 leaves the newer lists of processes out, as drivers before 510 do; -DMISSING_V2 the older ones as well, and
+ * MIG, as drivers from before MIG do.
  * while_alive=1: listed only while a process with that pid exists and is no zombie, as with the real driver.
  */
 #include <dirent.h>
@@ -46,13 +52,15 @@ typedef struct {
     unsigned long long usedGpuMemory;
     unsigned int gpuInstanceId, computeInstanceId;
 } nvmlProcessInfo_t;
-typedef unsigned int nvmlComputeMode_t, nvmlGpuTopologyLevel_t, nvmlGpuP2PCapsIndex_t, nvmlGpuP2PStatus_t;
+#define NVML_VALUE_NOT_AVAILABLE (-1)
+typedef unsigned int nvmlComputeMode_t, nvmlGpuP2PCapsIndex_t, nvmlGpuP2PStatus_t;
 typedef unsigned int nvmlReturn_t;
 enum {
     NVML_SUCCESS = 0,
     NVML_ERROR_UNINITIALIZED = 1,
     NVML_ERROR_INVALID_ARGUMENT = 2,
     NVML_ERROR_NOT_SUPPORTED = 3,
+    NVML_ERROR_NO_PERMISSION = 4,
     NVML_ERROR_NOT_FOUND = 6,
     NVML_ERROR_INSUFFICIENT_SIZE = 7,
     NVML_ERROR_DRIVER_NOT_LOADED = 9,
@@ -69,7 +77,8 @@ enum { GPUS = 64, SLICES = 7, PROCESSES = 256, LINES = 64, TEXT = 96 };
 typedef struct {
     char uuid[TEXT], name[TEXT], pci[32], nvlink[TEXT];
     unsigned int minor, mode;
-    int numa, slices;
+    int slices, sliceable, growths;
+    unsigned int newcomer;
     unsigned long long memory, used;
     char slice[SLICES][TEXT];
 } Gpu;
@@ -84,7 +93,7 @@ typedef struct {
 } Fault;
 typedef struct {
     char driver[TEXT];
-    int gpus, processes, faults;
+    int gpus, processes, faults, privileged;
     Gpu gpu[GPUS];
     Process process[PROCESSES];
     Fault fault[LINES];
@@ -173,13 +182,19 @@ static void take(const char *line)
                 *c = ' ';
         gpu->minor = number(line, "minor", world.gpus - 1);
         gpu->mode = number(line, "mode", 0);
-        gpu->numa = number(line, "numa", 0);
+        gpu->sliceable = number(line, "sliceable", 1);
         gpu->memory = number(line, "memory", 0);
         gpu->used = number(line, "used", 0);
     } else if (!strncmp(line, "mig ", 4)) {
         int gpu = number(line, "gpu", 0);
         if (gpu < world.gpus && world.gpu[gpu].slices < SLICES)
             word(line, "uuid", world.gpu[gpu].slice[world.gpu[gpu].slices++], TEXT);
+    } else if (!strncmp(line, "privileged", 10)) {
+        world.privileged = 1;
+    } else if (!strncmp(line, "grow ", 5)) {
+        Gpu *gpu = &world.gpu[number(line, "gpu", 0) % GPUS];
+        gpu->growths = number(line, "times", 0);
+        gpu->newcomer = number(line, "pid", 0);
     } else if (!strncmp(line, "process ", 8) && world.processes < PROCESSES) {
         char kind[TEXT];
         Process process = {.gpu = number(line, "gpu", 0), .mig = number(line, "mig", -1)};
@@ -346,7 +361,7 @@ RETURN nvmlDeviceGetMemoryInfo(nvmlDevice_t device, nvmlMemory_t *memory)
     memory->total = gpu->memory;
     memory->used = gpu->used;
     for (int i = 0; i < world.processes; i++)
-        if (world.process[i].gpu == gpu_of(device))
+        if (world.process[i].gpu == gpu_of(device) && world.process[i].used != (unsigned long long)NVML_VALUE_NOT_AVAILABLE)
             memory->used += world.process[i].used;
     memory->free = memory->total > memory->used ? memory->total - memory->used : 0;
     return NVML_SUCCESS;
@@ -359,9 +374,12 @@ RETURN nvmlDeviceGetComputeMode(nvmlDevice_t device, nvmlComputeMode_t *mode)
     return NVML_SUCCESS;
 }
 
+#ifndef MISSING_V2
 RETURN nvmlDeviceGetMigMode(nvmlDevice_t device, unsigned int *current, unsigned int *pending)
 {
     ENTER(gpu_of(device));
+    if (!world.gpu[gpu_of(device)].sliceable)
+        return NVML_ERROR_NOT_SUPPORTED;
     *current = *pending = world.gpu[gpu_of(device)].slices > 0;
     return NVML_SUCCESS;
 }
@@ -369,7 +387,7 @@ RETURN nvmlDeviceGetMigMode(nvmlDevice_t device, unsigned int *current, unsigned
 RETURN nvmlDeviceGetMaxMigDeviceCount(nvmlDevice_t device, unsigned int *count)
 {
     ENTER(gpu_of(device));
-    *count = SLICES;
+    *count = world.gpu[gpu_of(device)].slices > 0 ? SLICES : 0;
     return NVML_SUCCESS;
 }
 
@@ -381,6 +399,7 @@ RETURN nvmlDeviceGetMigDeviceHandleByIndex(nvmlDevice_t device, unsigned int ind
     *slice = handle(gpu_of(device), (int)index);
     return NVML_SUCCESS;
 }
+#endif
 
 RETURN nvmlDeviceGetP2PStatus(nvmlDevice_t one, nvmlDevice_t other, nvmlGpuP2PCapsIndex_t caps,
                               nvmlGpuP2PStatus_t *status)
@@ -394,29 +413,39 @@ RETURN nvmlDeviceGetP2PStatus(nvmlDevice_t one, nvmlDevice_t other, nvmlGpuP2PCa
     return NVML_SUCCESS;
 }
 
-RETURN nvmlDeviceGetTopologyCommonAncestor(nvmlDevice_t one, nvmlDevice_t other, nvmlGpuTopologyLevel_t *level)
-{
-    ENTER(gpu_of(one));
-    *level = world.gpu[gpu_of(one)].numa == world.gpu[gpu_of(other)].numa ? 40 : 50;
-    return NVML_SUCCESS;
-}
+#ifndef MISSING_V2
+static struct {
+    int growths;
+    unsigned int newcomers;
+} grown[GPUS]; /* since we were loaded */
 
 static nvmlReturn_t list(nvmlDevice_t device, int graphics, unsigned int *count, nvmlProcessInfo_t *infos)
 {
     unsigned int room = *count, found = 0;
+    int one = gpu_of(device), whole = slice_of(device) < 0;
+    if (whole && world.gpu[one].slices && !world.privileged)
+        return NVML_ERROR_NO_PERMISSION;
     for (int i = 0; i < world.processes; i++) {
         Process *process = &world.process[i];
-        int here = process->gpu == gpu_of(device) && process->graphics == graphics && !process->forgotten;
-        if (!here || (slice_of(device) >= 0 && process->mig != slice_of(device)))
+        int here = process->gpu == one && process->graphics == graphics && !process->forgotten;
+        int slice = process->mig < 0 ? 0 : process->mig; /* in MIG mode there is nothing outside the slices */
+        if (!here || (!whole && slice != slice_of(device)))
             continue;
-        if (slice_of(device) < 0 && process->mig >= 0)
-            continue; /* as for a user without privileges */
         if (infos && found < room)
             infos[found] = (nvmlProcessInfo_t){.pid = process->pid,
                                                .usedGpuMemory = process->used,
                                                .gpuInstanceId = -1,
                                                .computeInstanceId = -1};
         found++;
+    }
+    if (whole && !graphics && world.gpu[one].newcomer) {
+        if (infos && grown[one].growths < world.gpu[one].growths && found + grown[one].newcomers <= room) {
+            grown[one].growths++;
+            grown[one].newcomers = room - found + 1;
+        }
+        for (unsigned int i = 0; i < grown[one].newcomers; i++, found++)
+            if (infos && found < room)
+                infos[found] = (nvmlProcessInfo_t){world.gpu[one].newcomer + i, 0, -1, -1};
     }
     *count = found;
     return found > room ? NVML_ERROR_INSUFFICIENT_SIZE : NVML_SUCCESS;
@@ -434,4 +463,5 @@ LIST(nvmlDeviceGetGraphicsRunningProcesses_v2, 1)
 #ifndef MISSING_V3
 LIST(nvmlDeviceGetComputeRunningProcesses_v3, 0)
 LIST(nvmlDeviceGetGraphicsRunningProcesses_v3, 1)
+#endif
 #endif
