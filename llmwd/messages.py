@@ -36,7 +36,7 @@ class JobSeen(Part, kw_only=True):
     id: str  # Slurm's job id, or a SLUID where that is all the cgroup folder tells
     sources: tuple[str, ...]
     seen_s: float  # when the first sign of it arrived
-    lags_s: tuple[float, ...] = ()  # for each of `sources`: how long after the first sign it saw the job, too
+    lags_s: tuple[float, ...] = ()  # for each of `sources` (or only the first ones): how long after the first sign it saw the job, too
     gpus: tuple[int, ...] | None = None  # told by the source itself (sim); None: has to be asked for
     empty: bool = False  # only a job folder without processes and without a socket, for some time
 

@@ -87,5 +87,5 @@ def _with_word(id: str, word: Word, job: JobSeen | None) -> JobSeen:
     return msgspec.structs.replace(
         job, seen_s=first_s, empty=False, gpus=tuple(sorted(word.gpus | set(job.gpus or ()))),
         sources=tuple(name for _, name in signs) if signs else (Source.prolog, *job.sources),
-        lags_s=tuple(lag_s for lag_s, _ in signs) if signs else (),
+        lags_s=tuple(lag_s for lag_s, _ in signs) if signs else (word.said_s - first_s,),
     )  # fmt: skip

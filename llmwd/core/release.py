@@ -6,12 +6,12 @@ back at the level before. What it still shows keeps the GPUs ours and dirty. A r
 reason to stay away; a driver that merely does not answer is not: then the GPUs are unknown anyway.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import msgspec
 
-from llmwd.messages import JobSeen, Lease, ReleaseProof, Revocation, ServerFact
-from llmwd.vocab import Reason, Source
+from llmwd.messages import Lease, ReleaseProof, Revocation, ServerFact
+from llmwd.vocab import Reason
 
 # A driver's own bookkeeping moves by some MiB; a context alone takes hundreds.
 SPARE_BYTES = 128 << 20
@@ -39,15 +39,6 @@ class OnGpu(msgspec.Struct, frozen=True, kw_only=True):
     strangers: bool = False
     used_bytes: int | None = None
     error: str = ""
-
-
-class Witnesses(msgspec.Struct, frozen=True):
-    """Who saw the job that ended a lease. lags: source -> seconds after `first`, which saw it at `seen_s`."""
-
-    job: str
-    first: str
-    seen_s: float
-    lags: dict[str, float]
 
 
 def begin(lease: Lease, revocation: Revocation) -> ReleaseProof:
@@ -168,62 +159,3 @@ def judge_at_s(proof: ReleaseProof, budget_s: float) -> float | None:
     if proof.judged or proof.proved_s is not None or proof.reason not in JUDGED:
         return None
     return proof.begun_s + budget_s + 0.001
-
-
-# Where slurmctld's reading came first it names no job: the one that appears within this time is it.
-SAME_JOB_WITHIN_S = 30.0
-# The slow sources look once in RECONCILE; so long may the look itself take.
-LAST_LOOK_S = 5.0
-LOOK_EVERY_S = (0.05, 1.0)
-
-
-def witnesses(
-    proof: ReleaseProof, revocation: Revocation, jobs: Sequence[JobSeen], node_saw_s: Mapping[int, float]
-) -> Witnesses | None:
-    """Who saw the job when; None where it cannot be told which job it was, or it is gone already.
-
-    node_saw_s: Slurm's GPU index -> since when slurmctld's readings say that it is allocated.
-    """
-    if revocation.job is not None:
-        found = [job for job in jobs if job.id == revocation.job]
-    else:
-        appeared = [job for job in jobs if 0 <= job.seen_s - revocation.revoked_s < SAME_JOB_WITHIN_S]
-        found = appeared if revocation.reason is Reason.yielded_to_job else []
-    if len(found) != 1:
-        return None
-    job = found[0]
-    at_s = {source: job.seen_s + lag_s for source, lag_s in zip(job.sources, job.lags_s, strict=False)}
-    at_s |= dict.fromkeys([Source.gresused.value], min(told)) if (told := _told_s(proof, node_saw_s)) else {}
-    return _in_order(job.id, at_s) if at_s else None
-
-
-def _told_s(proof: ReleaseProof, node_saw_s: Mapping[int, float]) -> list[float]:
-    return [node_saw_s[index] for index in proof.gpus if index in node_saw_s]
-
-
-def _in_order(job: str, at_s: Mapping[str, float]) -> Witnesses:
-    first = min(at_s, key=at_s.__getitem__)
-    return Witnesses(job, first, at_s[first], {source: when_s - at_s[first] for source, when_s in at_s.items() if source != first})
-
-
-def both_looks(before: Witnesses | None, now: Witnesses | None) -> Witnesses | None:
-    """What two looks tell together: each source by its earlier sight, also one that has lost the job meanwhile."""
-    if before is None or now is None or before.job != now.job:
-        return before or now
-    at_s = _sights(now)
-    for source, when_s in _sights(before).items():
-        at_s[source] = min(when_s, at_s.get(source, when_s))
-    return _in_order(now.job, at_s)
-
-
-def _sights(seen: Witnesses) -> dict[str, float]:
-    return {seen.first: seen.seen_s} | {source: seen.seen_s + lag_s for source, lag_s in seen.lags.items()}
-
-
-def look_again_s(revocation: Revocation, reconcile_s: float, now_s: float) -> float | None:
-    """When to look again who has seen the job, ever more rarely; None once every source has had its time, or without a job."""
-    for_a_job = revocation.job is not None or revocation.reason is Reason.yielded_to_job
-    if not for_a_job or now_s >= revocation.revoked_s + reconcile_s + LAST_LOOK_S:
-        return None
-    least_s, most_s = LOOK_EVERY_S
-    return now_s + min(max((now_s - revocation.revoked_s) / 2, least_s), most_s)

@@ -1,19 +1,17 @@
 """The resolver's watch over a release: who saw the job first, when the GPUs are proved free of us, and the budget.
 
-Decided in core/release.py. Nothing here is in the way of a yield: the journal is written after the facts are out.
+Decided in core/release.py and core/witnesses.py. Nothing here is in the way of a yield: the journal is written after the facts are out.
 """
 
-import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 
 import msgspec
 
-from llmwd.adapters.rundir import read_fact
-from llmwd.core import release
+from llmwd.core import release, witnesses
 from llmwd.core.lease import Occupant, name_job
-from llmwd.core.release import OnGpu, Witnesses
-from llmwd.messages import JobsFact, Lease, ReleaseProof, Revocation, ServerFact
-from llmwd.vocab import Worker
+from llmwd.core.release import OnGpu
+from llmwd.core.witnesses import Sights, Witnesses
+from llmwd.messages import JobSeen, Lease, ReleaseProof, Revocation, ServerFact
 from llmwd.workers.base import Shell
 
 
@@ -24,29 +22,26 @@ class Proving:
         self._shell = shell
         self.proof: ReleaseProof | None = None
         self._revocation: Revocation | None = None
-        self._node_saw_s: dict[int, float] = {}
+        self._sights = Sights()
         self._told = True
         self._proved_by = ""
         self._seen: Witnesses | None = None  # who saw the job of this release
         self._written: Witnesses | None = None  # the same, as the journal has it
-        self._seen_at_s = 0.0  # of the newest fact about jobs that is in it
+        self._written_s = float("-inf")
+        self._looking = False  # others may see it yet
         self._overdue: tuple[int, Witnesses] | None = None  # what the journal lacks of the release before: (epoch, who)
 
     def adopt(self, proof: ReleaseProof | None, revocation: Revocation | None) -> None:
         """Go on where our last incarnation was."""
         self.proof, self._revocation = proof, revocation
         self._told = proof is None or proof.proved_s is not None
-        if proof is not None and revocation is not None:
-            self._shell.at("witnesses", self.witnesses_at_s(), self._look)  # what that one knew died with it
-
-    def node_uses(self, used: frozenset[int], now_s: float) -> None:
-        """What slurmctld says is allocated on the node."""
-        self._node_saw_s = {index: self._node_saw_s.get(index, now_s) for index in used}
+        self._looking = proof is not None and revocation is not None  # what that one knew died with it
 
     def begin(self, lease: Lease, revocation: Revocation) -> None:
         if self._seen != self._written:
             self._overdue = self.proof.epoch, self._seen
         self._seen = self._written = None
+        self._looking, self._written_s = True, float("-inf")
         self.proof, self._revocation, self._told = release.begin(lease, revocation), revocation, False
 
     def name_job(self, occupants: Mapping[str, Occupant]) -> Revocation | None:
@@ -78,34 +73,31 @@ class Proving:
             took_s=release.took_s(proof, now_s), budget_s=budget_s, within_budget=release.within_budget(proof, budget_s),
         )  # fmt: skip
 
-    def witnesses_at_s(self) -> float:
-        """When a release that begins now is first looked at for its witnesses: at once, for a short job is soon gone."""
-        return time.monotonic()
+    def look(
+        self, jobs: Sequence[JobSeen] | None, used: Collection[int] | None, shown: tuple[float, Mapping[str, Collection[str]]],
+        now_s: float,
+    ) -> None:
+        """Take in who sees which job. The journal has a line about the job of a release as soon as somebody is known, and,
+        where more saw it later, others: at most one in each round of the sources, the last when it is gone or all have looked.
 
-    def tell_witnesses(self, jobs: JobsFact | None) -> None:
-        """The journal's lines about who saw the job when: one as soon as somebody is known, and, where more saw it later,
-        one when it is gone or all have looked."""
+        jobs: by detection and the prolog, None: not told yet; used, shown: what slurmctld says is allocated, and Driver.jobs_on().
+        """
+        read_s, on = shown
+        self._sights = witnesses.look(self._sights, used, on if read_s > float("-inf") else None, now_s)
         if self._overdue is not None:
             self._write_seen(*self._overdue)
             self._overdue = None
-        gone = False
-        # The bus is ahead of the file that a fact is kept in: an older one says nothing.
-        if jobs is not None and jobs.at_s >= self._seen_at_s:
-            self._seen_at_s = jobs.at_s
-            now = release.witnesses(self.proof, self._revocation, jobs.jobs, self._node_saw_s)
-            self._seen = release.both_looks(self._seen, now)
-            gone = self._seen is not None and now is None
-        again_s = release.look_again_s(self._revocation, self._shell.boot.settings.reconcile_s, time.monotonic())
-        over = gone or again_s is None
-        if self._seen != self._written and (over or self._written is None):
+        if not self._looking or jobs is None:
+            return
+        reconcile_s = self._shell.boot.settings.reconcile_s
+        now = witnesses.witnesses(self.proof, self._revocation, self._seen, jobs, self._sights)
+        gone = self._seen is not None and now is None
+        self._seen = witnesses.both_looks(self._seen, now)
+        over = gone or now_s >= witnesses.looked_until_s(self._revocation, self._seen, reconcile_s)
+        if self._seen != self._written and (over or now_s >= self._written_s + witnesses.rounds_s(reconcile_s)):
             self._write_seen(self.proof.epoch, self._seen)
-            self._written = self._seen
-        if not over:
-            self._shell.at("witnesses", again_s, self._look)
-
-    def _look(self) -> None:
-        envelope = read_fact(self._shell.boot.runtime, Worker.detector)
-        self.tell_witnesses(envelope.fact if envelope is not None and isinstance(envelope.fact, JobsFact) else None)
+            self._written, self._written_s = self._seen, now_s
+        self._looking = not over
 
     def _write_seen(self, epoch: int, seen: Witnesses) -> None:
         self._shell.journal.write("job_seen", epoch=epoch, **msgspec.to_builtins(seen))

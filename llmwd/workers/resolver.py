@@ -23,6 +23,7 @@ from llmwd.messages import (
     Gpu,
     GpusFact,
     JobClaim,
+    JobSeen,
     JobsFact,
     Lease,
     ReleaseOrder,
@@ -55,6 +56,7 @@ class Resolver:
         self.settings = shell.boot.settings
         self.claims = Claims(self.settings.resolve_deadline_s)
         self.jobs: JobsFact | None = None
+        self.seen: tuple[JobSeen, ...] | None = None  # the same with what prologs announced
         self.server: ServerFact | None = None
         self.manager_lost = False
         self.lease: Lease | None = None
@@ -123,7 +125,9 @@ class Resolver:
         self.desk.pump()
 
     def _see(self) -> None:
-        self.claims.see(self.prologs.announced.among(self.jobs.jobs if self.jobs else ()), time.monotonic())
+        seen = self.prologs.announced.among(self.jobs.jobs if self.jobs else ())
+        self.claims.see(seen, time.monotonic())
+        self.seen = seen if self.jobs is not None else None
 
     def on_server(self, fact: ServerFact) -> None:
         self.server, self.manager_lost = fact, False
@@ -179,7 +183,6 @@ class Resolver:
         holding = self.node.holding(self.server)
         if self.proving.follow(self.server, self.manager_lost, self.driver.shown(), now_s):
             self.driver.beat_soon()
-        self.proving.node_uses(self.claims.used_by_node(), now_s)
         dirty = dict.fromkeys(holding, "processes of ours may still be there") | releases.dirty(self.proving.proof)
         ours = dirty.keys() | (self.lease.uuids if self.lease is not None else ())
         self.occupants = leases.occupy(self.map, views, self.claims.used_by_node(), self.driver.foreign(ours), dirty)
@@ -212,6 +215,8 @@ class Resolver:
         self._tell(decision)
         self.prologs.settle(now_s)
         self._arrange(now_s, decision)
+        used = self.claims.used_by_node() if self.claims.reading is not None else None
+        self.proving.look(self.seen, used, self.driver.jobs_on(), now_s)
         self._park_if_wrong(now_s, views)
 
     def _outlook(self, views: tuple[JobView, ...]) -> Outlook:
@@ -314,7 +319,6 @@ class Resolver:
             gone = decision.revocation
             self.shell.log.warning("lease %d revoked: %s (%s)", gone.epoch, gone.reason, gone.detail)
             self.shell.journal.write("lease_revoked", **msgspec.to_builtins(gone))
-            self.shell.at("witnesses", self.proving.witnesses_at_s(), lambda: self.proving.tell_witnesses(self.jobs))
         if decision.granted:
             self.shell.log.info("lease %d granted: GPUs %s", self.epoch, list(decision.lease.gpus))
             self.shell.journal.write("lease_granted", epoch=self.epoch, gpus=decision.lease.gpus)

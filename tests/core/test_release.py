@@ -16,9 +16,8 @@ from llmwd.core.release import (
     shows_leftovers,
     took_s,
     unproved,
-    witnesses,
 )
-from llmwd.messages import JobSeen, Lease, Released, ReleaseProof, Revocation, ServerFact
+from llmwd.messages import Lease, Released, ReleaseProof, Revocation, ServerFact
 from llmwd.vocab import NodePhase, Phase, Reason
 
 MIB = 1 << 20
@@ -122,23 +121,6 @@ def test_it_is_judged_once_and_looked_at_when_the_budget_is_over() -> None:
     assert judge_at_s(BEGUN, 5.0) == pytest.approx(105.001)
     judged = msgspec.structs.replace(BEGUN, judged=True)
     assert judge_at_s(judged, 5.0) is None and not broken(judged, True, 5.0, 500.0)
-
-
-def test_the_first_witness_and_the_lags_of_the_others() -> None:
-    job = JobSeen(id="77", sources=("stepd", "cgroup2"), seen_s=100.0, lags_s=(0.0, 0.018))
-    seen = witnesses(BEGUN, END, (job,), {6: 100.5, 7: 100.4})
-    assert (seen.job, seen.first, seen.seen_s) == ("77", "stepd", 100.0)
-    assert seen.lags == {"cgroup2": pytest.approx(0.018), "gresused": pytest.approx(0.4)}
-    assert witnesses(BEGUN, END, (), {}) is None  # it is gone already
-
-
-def test_where_slurmctld_was_first_the_job_that_appears_next_is_it() -> None:
-    nameless = msgspec.structs.replace(END, job=None, seen_s=None)
-    old = JobSeen(id="5", sources=("stepd",), seen_s=20.0, lags_s=(0.0,))
-    new = JobSeen(id="77", sources=("stepd",), seen_s=101.0, lags_s=(0.0,))
-    seen = witnesses(BEGUN, nameless, (old, new), {6: 100.2, 7: 100.2})
-    assert (seen.job, seen.first, seen.lags) == ("77", "gresused", {"stepd": pytest.approx(0.8)})
-    assert witnesses(BEGUN, nameless, (new, msgspec.structs.replace(new, id="78")), {}) is None  # which of the two?
 
 
 def test_a_jobs_process_where_the_map_does_not_put_the_job_contradicts_the_map() -> None:

@@ -171,6 +171,8 @@ def test_over_twenty_jobs_the_first_process_of_none_meets_our_last_one(
     assert min(gaps_s) >= 0, gaps_s
     answered = {entry["job"] for entry in tree.journal("prolog_answered") if entry["proved"]}
     assert len(answered & {entry.get("job") for entry in released}) >= JOBS / 2  # most are due to the prolog's word
+    witnesses = {entry["job"]: {entry["first"], *entry["lags"]} for entry in tree.journal("job_seen")}
+    assert sum({"prolog", "stepd"} <= names for names in witnesses.values()) >= JOBS / 2
     assert tree.journal("budget_broken") == [] and node.node_state() == "idle"
 
 

@@ -34,6 +34,8 @@ def test_an_overlap_revokes_at_once_and_is_answered_only_when_the_tree_is_gone(s
     assert tree.phase("waiting")["lease"] is None
     assert job(tree, "7").sources == ("prolog",) and job(tree, "7").gpus == tuple(range(7))
     assert "prolog" in {source["name"] for source in tree.status()["sources"] if source["works"]}
+    seen = tree.journal("job_seen")[-1]
+    assert (seen["job"], seen["first"], seen["seen_s"], seen["lags"]) == ("7", "prolog", revoked["seen_s"], {})
 
     # What it announced survives the resolver, and ends with the job once another source has seen that.
     before = tree.worker("resolver")["pid"]
@@ -44,6 +46,18 @@ def test_an_overlap_revokes_at_once_and_is_answered_only_when_the_tree_is_gone(s
     assert tree.status()["phase"] == "waiting"
     tree.job_over(7)
     tree.serving_on(6, 7)
+
+
+def test_the_journal_says_by_how_much_the_prolog_was_ahead_of_the_others(supervised: Start) -> None:
+    tree = supervised(RECONCILE=1)
+    tree.serving()
+    assert tree.ctl("release", "--job", "7", "--gpus", "7", "--within", "20").returncode == 0
+    tree.job(7, "7")
+    seen = wait_until(lambda: [line for line in tree.journal("job_seen") if line["lags"]], 30, what="the line with both")[-1]
+    assert (seen["job"], seen["first"], set(seen["lags"])) == ("7", "prolog", {"sim"}) and seen["lags"]["sim"] > 0
+    assert "job 7 was seen first by prolog, sim +" in tree.ctl("history").stdout
+    told = json.loads(tree.ctl("report", "--json").stdout)["yields"][-1]
+    assert (told["job"], told["first"], told["lags"], told["overlap_s"]) == ("7", "prolog", seen["lags"], 0)
 
 
 def test_a_release_that_is_not_proved_in_time_is_said_to_be_so(supervised: Start) -> None:
