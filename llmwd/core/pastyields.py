@@ -10,11 +10,13 @@ import msgspec
 
 from llmwd.core.journaled import Line, number, plain
 from llmwd.core.release import JUDGED
-from llmwd.vocab import Source
+from llmwd.core.witnesses import BEFORE_THE_JOB
+from llmwd.vocab import Reason, Source
 
-# Sources that see the job itself on the node, and at once: slurmctld speaks before there is a process of the job, and
-# a slow look at /proc or at the driver may come long after.
-ON_THE_NODE = frozenset({Source.stepd, Source.cgroup2, Source.cgroup1, Source.sim})
+# Sources that see the job itself on the node, and at once. Slurmctld and the prolog speak before there is a process of
+# the job (witnesses.BEFORE_THE_JOB), and a slow look at /proc or at the driver may come long after it began.
+AT_ONCE = frozenset({Source.stepd, Source.cgroup2, Source.cgroup1, Source.sim})
+SLOW = frozenset({Source.procfs, Source.nvml})
 
 # Each part of a release in order, and what it is in words. Field of `Yield` -> meaning.
 PARTS = {
@@ -94,6 +96,8 @@ class Release(msgspec.Struct):
             return None
         reason = line.text("reason")
         job = next((each.text("job") for each in self._lines() if each.text("job")), None)
+        if reason == Reason.gpu_in_use and self.seen is not None:
+            job = job or self.seen.text("job") or None  # the process on the GPU was a job's, by its cgroup
         if reason not in JUDGED and job is None:
             return None
         begun_s = self._first_s("seen_s", "begun_s", "revoked_s")
@@ -158,14 +162,17 @@ class Release(msgspec.Struct):
     def _overlap_s(self, begun_s: float | None) -> float | None:
         if not self._ran:
             return 0.0
-        sign_s = begun_s
-        first, lags = self._witnesses()
         seen_s = self.seen.number("seen_s") if self.seen is not None else None
-        if seen_s is not None:
-            local = [seen_s] if first in ON_THE_NODE else [seen_s + lags[each] for each in lags if each in ON_THE_NODE]
-            sign_s = min(local, default=seen_s)
-            # What made us leave at once was a sign as well, unless slurmctld's came before the job.
-            sign_s = min(sign_s, begun_s) if begun_s is not None and first in ON_THE_NODE else sign_s
+        if seen_s is None:
+            return _between(begun_s, self._gone_s())
+        first, lags = self._witnesses()
+        at_s = {first: seen_s} | {name: seen_s + lag_s for name, lag_s in lags.items()}
+        sign_s = min((when_s for name, when_s in at_s.items() if name in AT_ONCE), default=seen_s)
+        # Whoever looks slowly may have looked before the others did.
+        sign_s = min([sign_s, *(when_s for name, when_s in at_s.items() if name in SLOW)])
+        # What made us leave at once was a sign as well, unless that came before the job.
+        if begun_s is not None and first not in BEFORE_THE_JOB:
+            sign_s = min(sign_s, begun_s)
         return _between(sign_s, self._gone_s())
 
 

@@ -163,7 +163,8 @@ class Walk:
     def _on_job_seen(self, line: Line) -> None:
         release = self._release(line)
         # The later line tells more, unless its writer was born after the first sign.
-        if release.seen is None or _seen_s(line) <= _seen_s(release.seen):
+        other = release.seen is None or line.text("job") != release.seen.text("job")
+        if other or _seen_s(line) <= _seen_s(release.seen):
             release.seen = line
 
     def _on_released(self, line: Line) -> None:

@@ -126,6 +126,21 @@ def test_the_overlap_begins_with_the_jobs_first_sign_on_the_node_and_is_never_gu
     assert overlap(seen(2001, "gresused", 2000.0, stepd=3.0)) == 0
     assert overlap(seen(2001, "gresused", 2000.0)) == pytest.approx(0.4)
     assert overlap(seen(2001, "gresused", 2000.0, procfs=0.3)) == pytest.approx(0.4)  # a slow look comes late
+    # The prolog's word, too, comes before the job; a driver or a look at /proc that was first saw the job itself.
+    assert overlap(seen(2001, "prolog", 2000.0, gresused=0.05, stepd=0.3)) == pytest.approx(0.1)
+    assert overlap(seen(2001, "prolog", 2000.0)) == overlap(seen(2001, "prolog", 2000.0, nvml=0.3)) == pytest.approx(0.4)
+    assert overlap(seen(2001, "nvml", 2000.0, stepd=3.0)) == overlap(seen(2001, "procfs", 2000.0, cgroup2=3.0)) == pytest.approx(0.4)
+    assert overlap(seen(2001, "gresused", 2000.0, nvml=0.1, stepd=0.3)) == pytest.approx(0.3)
+
+
+def test_a_process_on_the_gpu_that_was_a_jobs_is_told_as_a_yield_to_that_job() -> None:
+    rows = [row.replace(b'"yielded_to_job"', b'"gpu_in_use"') for row in life(1000) + leaving(2000, job=None)]
+    one, = told(rows).yields
+    assert (one.job, one.overlap_s) == (None, None)
+    one, = told([*rows, seen(2000.1, "nvml", 2000.0), seen(2020.0, "nvml", 2000.0, stepd=1.5)]).yields
+    assert (one.job, one.first, one.lags, one.overlap_s) == ("77", "nvml", {"stepd": 1.5}, pytest.approx(0.4))
+    line = read([seen(2020.0, "nvml", 2000.0, stepd=1.5, prolog=2.0)], NOW).lines[0]
+    assert event_text(line) == "job 77 was seen first by nvml, stepd +1.50 s, prolog +2.00 s"
 
 
 def test_workers_that_write_beside_one_another_change_nothing() -> None:

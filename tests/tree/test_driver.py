@@ -3,6 +3,7 @@
 The jobs are simulated, the GPUs are the stand-in's. The stand-in lists what the test says, with any pid.
 """
 
+import json
 import os
 import signal
 import subprocess
@@ -199,6 +200,39 @@ def test_a_jobs_process_on_a_gpu_that_is_not_the_jobs_by_the_map_makes_us_give_e
     status = tree.phase("held")
     assert status["reason"] == "map_contradicted" and "job 7" in status["detail"] and "GPU_MAP" in status["detail"]
     assert tree.status()["lease"] is None
+
+
+def told_by(tree: Supervised, epoch: int, *sources: str) -> dict:
+    """The journal's line about who saw the job, once all of these are in it."""
+
+    def line() -> dict | None:
+        lines = [each for each in tree.journal("job_seen") if each["epoch"] == epoch]
+        return next((each for each in lines if set(sources) == {each["first"], *each["lags"]}), None)
+
+    return wait_until(line, 30, every_s=0.1, what=f"the line with {', '.join(sources)}")
+
+
+def test_the_driver_is_a_witness_of_a_job_the_last_one_or_the_first(driven: Start, process_of_a_job: int) -> None:
+    tree, driver = driven(RECONCILE=1, profile_gpus=4)
+    epoch = tree.serving_on(0, 1, 2, 3)["lease"]["epoch"]
+    tree.job(7, "3")
+    tree.until(lambda status: holder_of(status, 3) == "slurm", what="the job on GPU 3")
+    driver.add(on(3, process_of_a_job))
+    seen = told_by(tree, epoch, "sim", "nvml")
+    assert (seen["job"], seen["first"]) == ("7", "sim") and seen["lags"]["nvml"] > 0
+    assert "job 7 was seen first by sim, nvml +" in tree.ctl("history").stdout
+    tree.job_over(7)
+    driver.write(*FOUR)
+    epoch = tree.serving_on(0, 1, 2, 3)["lease"]["epoch"]
+
+    driver.add(on(2, process_of_a_job))  # nobody has told yet that the job is here
+    assert told_by(tree, epoch, "nvml")["job"] == "7"
+    assert tree.journal("lease_revoked")[-1]["reason"] == "gpu_in_use"
+    tree.job(7, "2")
+    seen = told_by(tree, epoch, "nvml", "sim")
+    assert (seen["job"], seen["first"]) == ("7", "nvml") and seen["lags"]["sim"] > 0
+    last = json.loads(tree.ctl("report", "--json").stdout)["yields"][-1]
+    assert (last["reason"], last["job"], last["first"], last["lags"]) == ("gpu_in_use", "7", "nvml", seen["lags"])
 
 
 def test_a_resolver_that_is_killed_knows_the_gpus_at_once_and_costs_nobody_the_model(driven: Start) -> None:
