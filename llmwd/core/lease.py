@@ -54,6 +54,7 @@ class Situation(msgspec.Struct, frozen=True, kw_only=True):
     wanted: int
     holding: frozenset[str]
     server_known: bool
+    revoked_s: float | None = None  # the last revocation that the vLLM manager has heard of
     pending: bool
     lease: Lease | None
     hold: Hold | None
@@ -139,12 +140,28 @@ def _keep(now: Situation, now_s: float, lease_ttl_s: float) -> Decision:
             seen_s=job.seen_s if job else None, resolved_s=job.resolved_s if job else None,
         )
         return Decision(lease=None, revocation=revocation, blocked=reason, detail=detail)
-    if now.evidence.renew_why:
-        return Decision(lease=lease, detail=now.evidence.renew_why, look_again_s=lease.expires_s)
+    if why := _unrenewed_why(now):
+        return Decision(lease=lease, detail=why, look_again_s=lease.expires_s)
     return Decision(
         lease=msgspec.structs.replace(lease, expires_s=_until(now, now_s, lease_ttl_s)),
         look_again_s=lookahead.leave(now.outlook, now_s).at_s,
     )
+
+
+def _unrenewed_why(now: Situation) -> str:
+    """Why the lease is not renewed though nobody is known to be in its way; empty if it is.
+
+    A resolver killed between telling a revocation and keeping it leaves the lease to the next one, which may know nothing
+    yet of what was in its way: the manager knows that it is over, and would begin anew on it if it were renewed. It is
+    not ended here: either what was in its way is found again, and named and judged as that, or it expires.
+    """
+    if now.evidence.renew_why:
+        return now.evidence.renew_why
+    if not now.server_known:
+        return "the vLLM manager has not said yet whether it was revoked"
+    if now.revoked_s is not None and now.revoked_s >= now.lease.granted_s:
+        return "it had been revoked when the resolver was restarted"
+    return ""
 
 
 def _until(now: Situation, now_s: float, lease_ttl_s: float) -> float:
@@ -161,7 +178,7 @@ def _against(now: Situation, now_s: float) -> tuple[Reason | None, str, JobView 
         if occupant is not None and occupant.holder is not Holder.llmwd:
             return (*_conflict(now, occupant), occupant.job)
     if now_s >= lease.expires_s:
-        return Reason.lease_expired, now.evidence.renew_why or "the lease was not renewed in time", None
+        return Reason.lease_expired, _unrenewed_why(now) or "the lease was not renewed in time", None
     if now.hold is not None:
         return now.hold.reason, _ordered(now.hold), None
     unwelcome = UNWELCOME & set(now.node_states)

@@ -69,7 +69,8 @@ def driver_says(proof: ReleaseProof, shown: Mapping[str, OnGpu] | None, now_s: f
     if proof.gone_s is None or proof.proved_s is not None:
         return proof
     if shown is None:
-        return msgspec.structs.replace(proof, proved_s=proof.gone_s, left="")
+        # A lease that is taken over after its revocation may end long after its tree has.
+        return msgspec.structs.replace(proof, proved_s=max(proof.gone_s, proof.begun_s), left="")
     left = [text for place, uuid in enumerate(proof.uuids) if (text := _left(proof, place, shown.get(uuid)))]
     if left:
         return msgspec.structs.replace(proof, left="; ".join(left))

@@ -194,7 +194,7 @@ class Resolver:
             gpus=[gpu for gpu in self.node.gpus if gpu.uuid and not gpu.mig and not gpu.mig_uuids],
             gpu_map=self.map, occupants=self.occupants, free_since_s=self.free_since, gpus_why=self.driver.gpus_why(),
             wanted=self.server.wanted_gpus if self.server else 0, holding=holding,
-            server_known=self.server is not None, lease=self.lease,
+            server_known=self.server is not None, revoked_s=self.server.revoked_s if self.server else None, lease=self.lease,
             pending=any(view.pending for view in views) or self.claims.unsettled(),
             hold=self.standing.hold, node_states=self.desk.node_states(), evidence=self._evidence(now_s),
             epoch=self.epoch, memory_used={uuid: self.driver.used_bytes(uuid) for uuid in self.map.uuids},

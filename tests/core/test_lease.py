@@ -129,6 +129,22 @@ def test_a_lease_is_renewed_on_fresh_evidence_and_only_then() -> None:
     assert kept.lease == LEASE and kept.look_again_s == 105.0 and kept.revocation is None
 
 
+def test_a_lease_that_the_manager_knows_to_be_revoked_is_not_renewed_and_what_ended_it_is_found_again() -> None:
+    taken_over = {"lease": LEASE, "revoked_s": 99.5, "pending": True}  # the job that ended it is being asked about
+    kept = decided(**taken_over)
+    assert kept.lease == LEASE and kept.look_again_s == LEASE.expires_s and "revoked" in kept.detail
+    assert decided(**taken_over, occupants=by(job("7", 3))).revocation.reason is Reason.yielded_to_job
+    expired = decided(105.0, **taken_over).revocation
+    assert expired.reason is Reason.lease_expired and expired.detail == kept.detail
+    earlier = decided(lease=LEASE, revoked_s=LEASE.granted_s - 0.1)  # that was the lease before
+    assert earlier.lease.expires_s == 110.0
+
+
+def test_a_lease_is_not_renewed_before_the_manager_has_said_whether_it_was_revoked() -> None:
+    assert decided(lease=LEASE, server_known=False).lease == LEASE
+    assert decided(105.0, lease=LEASE, server_known=False).revocation.reason is Reason.lease_expired
+
+
 def test_a_lease_ends_at_its_expiry_whatever_else_is_well() -> None:
     ended = decided(105.0, lease=LEASE)
     assert ended.lease is None and ended.revocation.reason is Reason.lease_expired and ended.revocation.epoch == 3

@@ -8,6 +8,7 @@ import socket
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from tests.fakes.ntfy import NtfyServer
@@ -77,6 +78,29 @@ def test_an_idle_holder_that_hangs_is_met_before_it_is_needed(supervised: Start)
     after = tree.until(lambda status: status["phase"] == "serving" and status["server"]["pid"] != before["server"]["pid"])
     assert after["server"]["deaths"] == 1 and "its holder hangs" in tree.journal("server_died")[0]["how"]
     assert [worker["restarts"] for worker in after["workers"]] == [0] * 6
+
+
+def test_a_resolver_that_was_killed_before_it_kept_a_revocation_does_not_bring_the_lease_back(supervised: Start) -> None:
+    tree = supervised(LEASE_TTL=8)
+    tree.all_ready()
+    file = tree.runtime / "facts" / "resolver.bin"
+    kept = file.read_bytes()
+    tree.job(1, "0-7")
+    gone(tree, 10)
+    tree.phase("waiting")
+    tree.signal("root", signal.SIGSTOP)  # so that the next resolver finds what this one would have left then
+    pid = tree.worker("resolver")["pid"]
+    tree.signal("resolver", signal.SIGKILL)
+    wait_until(lambda: psutil.Process(pid).status() == psutil.STATUS_ZOMBIE, 10, what="the end of the resolver")
+    file.write_bytes(kept)
+    tree.job_over(1)
+    tree.signal("root", signal.SIGCONT)
+    tree.serving()
+    assert [line["epoch"] for line in tree.journal("server_started")] == [1, 2]
+    ends = [(line["epoch"], line["reason"]) for line in tree.journal("lease_revoked")]
+    assert ends == [(1, "yielded_to_job"), (1, "lease_expired")]
+    proved = wait_until(lambda: tree.journal("release_proved")[1:], 10)[-1]
+    assert (proved["epoch"], proved["took_s"], proved["within_budget"]) == (1, 0, True)
 
 
 def test_a_manager_that_comes_back_to_an_empty_folder_finds_its_holder(supervised: Start) -> None:
