@@ -59,7 +59,7 @@ def main() -> int:
     judge = Judge(Bounds(asked.ttl, asked.grace, asked.resolve), say)
     sight = Sight(asked.mark, os.environ[asked.folder_in], Path(os.environ[asked.jobs_in]), asked.scope)
     if asked.world_in:
-        sight.trouble = DriverSight(Path(os.environ[asked.world_in]), start_of).look
+        sight.trouble = DriverSight(Path(os.environ[asked.world_in]), start_of, asked.ttl).look
     innocents = bystanders()
     try:
         watch(judge, sight, innocents, asked.every)

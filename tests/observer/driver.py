@@ -1,6 +1,6 @@
 """What the stand-in driver's world says against our being on a GPU: read from its file, not from the driver.
 
-The file's language is told in tests/fakes/nvml/libnvidia_ml.c. Only what a chaos writes there is understood.
+The file's language is told in tests/fakes/nvml/libnvidia_ml.c. GPUs are numbered as their lines are.
 """
 
 import os
@@ -11,18 +11,20 @@ from pathlib import Path
 
 from tests.observer.sight import Job
 
-SEEN_S = 2.5  # a question each quarter of LEASE_TTL, and its answer
-HANG_S = 7.5  # a question, and the five seconds that its answer may take
+ANSWER_S = 1.5  # for an answer, and what it leads to
+HANG_S = 5.0  # how long it is waited for
 IDLE_MOST_BYTES = 2 << 30
 _WORD = re.compile(r"(\w+)=(\S+)")
 
 
 @dataclass
 class DriverSight:
-    """world: its file. start_of(pid): the start time of a living process, None of another."""
+    """world: its file. start_of(pid): the start time of a living process, None of another. ttl_s: LEASE_TTL, in each
+    quarter of which there is a question to the driver."""
 
     world: Path
     start_of: Callable[[int], int | None]
+    ttl_s: float
     troubles: dict[str, Job] = field(default_factory=dict)
 
     def look(self, now_s: float, ours: set[int], served: frozenset[int]) -> dict[str, Job]:
@@ -33,8 +35,9 @@ class DriverSight:
             return self.troubles
         found: dict[str, Job] = {}
 
-        def against(what: str, gpu: int, slow_s: float = SEEN_S, starts_only: bool = False) -> None:
+        def against(what: str, gpu: int, hangs_s: float = 0.0, starts_only: bool = False) -> None:
             name = f"{what} on GPU {gpu}"
+            slow_s = self.ttl_s / 4 + ANSWER_S + hangs_s
             found[name] = self.troubles.get(name) or Job(frozenset([gpu]), now_s, slow_s, starts_only)
 
         gpus = [dict(_WORD.findall(line)) for line in lines if line.startswith("gpu ")]
@@ -43,8 +46,8 @@ class DriverSight:
             kind, _, rest = line.partition(" ")
             words = dict(_WORD.findall(line))
             where = [int(words["gpu"])] if "gpu" in words else range(len(gpus))
-            if kind == "contexts":
-                for gpu, pid in self._contexts(Path(words["folder"]), [each["uuid"] for each in gpus]):
+            if kind in ("contexts", "process"):
+                for gpu, pid in self._listed(kind, words, [each["uuid"] for each in gpus]):
                     if pid not in ours and pid not in forgotten:
                         against(f"the stranger {pid}", gpu)
                     elif pid not in ours and gpu not in served:
@@ -58,15 +61,18 @@ class DriverSight:
             elif kind == "mig":
                 against("slices", int(words["gpu"]), starts_only=True)
         for gpu, words in enumerate(gpus):
-            if int(words["used"]) > IDLE_MOST_BYTES and (gpu not in served or f"memory on GPU {gpu}" in self.troubles):
+            if int(words.get("used", 0)) > IDLE_MOST_BYTES and (gpu not in served or f"memory on GPU {gpu}" in self.troubles):
                 against("memory", gpu, starts_only=True)
         self.troubles = found
         return found
 
-    def _contexts(self, folder: Path, uuids: list[str]) -> list[tuple[int, int]]:
-        """(GPU, pid) of every living process that said that it is on one."""
+    def _listed(self, kind: str, words: dict[str, str], uuids: list[str]) -> list[tuple[int, int]]:
+        """(GPU, pid) of the living processes of that line. A dead one that stays on the list is nobody."""
+        if kind == "process":
+            pid = int(words["pid"])
+            return [(int(words["gpu"]), pid)] if self.start_of(pid) is not None else []
         found = []
-        for name in os.listdir(folder):
+        for name in os.listdir(words["folder"]):
             uuid, pid, start = name.split(".")
             if self.start_of(int(pid)) == int(start):
                 found.append((uuids.index(uuid), int(pid)))

@@ -192,7 +192,7 @@ def test_the_drivers_world_is_read_as_the_driver_reads_it(tmp_path: Path) -> Non
     mine, pid = start_of(os.getpid()), os.getpid()
     (tmp_path / "contexts" / f"GPU-1.{pid}.{mine}").touch()
     (tmp_path / "contexts" / f"GPU-2.{pid}.{mine + 1}").touch()  # another process had this number
-    sight = DriverSight(tmp_path / "world", start_of)
+    sight = DriverSight(tmp_path / "world", start_of, BOUNDS.ttl_s)
 
     def seen(*lines: str, ours: set[int] = set(), served: frozenset[int] = frozenset()) -> set[str]:
         (tmp_path / "world").write_text("".join(f"{line}\n" for line in (*gpus, contexts, *lines)))
@@ -202,6 +202,9 @@ def test_the_drivers_world_is_read_as_the_driver_reads_it(tmp_path: Path) -> Non
     assert seen(f"forget pid={pid}") == {f"the memory of the forgotten stranger {pid} on GPU 1"}
     assert seen("hang nvmlInit", ours={pid}) == {f"a driver that hangs on GPU {gpu}" for gpu in range(3)}
     assert seen("fail all 15 gpu=2", "mig gpu=0 uuid=MIG-a", ours={pid}) == {"a driver that says 15 on GPU 2", "slices on GPU 0"}
+    assert seen(f"process gpu=0 pid={pid}", "process gpu=0 pid=4194305", ours=set()) == {
+        f"the stranger {pid} on GPU 0", f"the stranger {pid} on GPU 1",
+    }
     gpus[0] = gpus[0].replace("used=400", f"used={3 << 30}")
     assert seen(ours={pid}, served=frozenset([0])) == set()  # it may be ours
     assert seen(ours={pid}) == seen(ours={pid}, served=frozenset([0])) == {"memory on GPU 0"}

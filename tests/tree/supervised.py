@@ -146,7 +146,8 @@ class Supervised:
         bounds = Bounds(*(float(self.settings.get(name, 1.0)) for name in ("LEASE_TTL", "YIELD_GRACE", "RESOLVE_DEADLINE")))
         jobs = Path(self.settings.get("SIM_DIR", self.runtime / "sim"))
         seen = self.errors.with_name("observer.jsonl")
-        self.observer = Observer(f"{MARK}={self.mark}", self.runtime, jobs, seen, bounds, self.scope, OBSERVED_EVERY_S)
+        world = Path(self.env["LLMWD_FAKE_NVML"]) if "LLMWD_FAKE_NVML" in self.env else None
+        self.observer = Observer(f"{MARK}={self.mark}", self.runtime, jobs, seen, bounds, self.scope, OBSERVED_EVERY_S, world)
 
     def tell(self, event: str, **words: object) -> None:
         """What the test does to it, for the observer (Judge.told)."""
