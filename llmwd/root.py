@@ -78,6 +78,7 @@ class Root:
         self._seq = 0
         self._shown: object = None
         self._shown_s = 0.0
+        self._unwritten: str | None = None  # why what is shown could not be kept, as told
 
     # --- the loop -------------------------------------------------------------------------------------
 
@@ -370,8 +371,11 @@ class Root:
         try:
             retain_fact(self.boot.runtime, "root", msgspec.msgpack.encode(envelope))
         except OSError as error:
-            self._log.error("%s cannot be written: %s", self.boot.runtime, error.strerror)
-
+            if error.strerror != self._unwritten:
+                self._unwritten = error.strerror
+                self._log.error("%s cannot be written: %s", self.boot.runtime, error.strerror)
+        else:
+            self._unwritten = None
 
     def _look_for_home(self) -> None:
         """Without its sockets nobody can order anything or find the holder again: no state to go on in."""

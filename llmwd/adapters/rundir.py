@@ -261,7 +261,8 @@ def retain_fact(runtime: Path, worker: str, data: bytes) -> None:
     temporary = runtime / "facts" / f".{worker}.new"
     fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     try:
-        os.write(fd, data)
+        if os.write(fd, data) < len(data):  # the disk is full now: half a fact is none
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(temporary))
     finally:
         os.close(fd)
     os.replace(temporary, runtime / "facts" / f"{worker}.bin")

@@ -67,7 +67,7 @@ def _words(kind: str, dice: random.Random) -> dict:
             order = dice.choice(["yield", "yield --for 2", "resume", "resume", "reset", "reload", "switch", "switch", "switch"])
             return {"order": f"switch {dice.choice(PROFILES)}" if order == "switch" else order}
         case "disk":
-            return {"how": dice.choice(["full", "read-only"]), "for_s": round(dice.uniform(1, 6), 1)}
+            return {"how": dice.choice(["full", "read-only", "full runtime"]), "for_s": round(dice.uniform(1, 6), 1)}
         case "garbage":
             return {"bytes": dice.randrange(1, 3000), "dice": dice.randrange(1 << 30)}
         case "starve":

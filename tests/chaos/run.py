@@ -149,10 +149,11 @@ class Play:
     def _disk(self, how: str, for_s: float) -> str:
         self.tell("fault", name="disk", open=True)
         self.tell("unheld")  # an order may be lost with it
-        spoiled = self.stage.disk.spoil(how)
+        disk = self.stage.node_disk if how == "full runtime" else self.stage.disk
+        spoiled = disk.spoil(how.split()[0])
 
         def heal() -> None:
-            self.stage.disk.heal()
+            disk.heal()
             self.tell("healed", name="disk")
 
         self.later.append((time.monotonic() + for_s, heal))
@@ -229,7 +230,7 @@ class Play:
             then()
         self.later.clear()
         self.stage.let_go_on(everything=True)
-        self.stage.disk.heal()
+        self.stage.heal_disks()
         began_s = time.monotonic()
         ordered_s = began_s - 5.0
 

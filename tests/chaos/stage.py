@@ -8,10 +8,10 @@ import resource
 import shutil
 import signal
 import socket
-import subprocess
 import time
 from pathlib import Path
 
+from tests.chaos.disk import Disk
 from tests.chaos.driver import Faults
 from tests.chaos.plan import GPUS
 from tests.fakes import cloudflared
@@ -38,51 +38,13 @@ PROFILES = {
 LASTING = "lasting"
 
 
-class Disk:
-    """A small disk for the state; without root's rights just a folder that cannot be filled."""
-
-    def __init__(self, folder: Path):
-        self.folder = folder
-        folder.mkdir()
-        self.own = os.geteuid() == 0 and self._run("mount", "-t", "tmpfs", "-o", "size=24m,mode=0700", "llmwd-chaos", folder)
-        self.read_only = False
-
-    @staticmethod
-    def _run(*words: object) -> bool:
-        return subprocess.run([str(word) for word in words], capture_output=True).returncode == 0
-
-    def spoil(self, how: str) -> bool:
-        """`full` or `read-only`; False: that cannot be done here."""
-        if not self.own:
-            return False
-        self.heal()
-        if how == "full":
-            with (self.folder / "filler").open("wb", buffering=0) as file, contextlib.suppress(OSError):
-                while True:
-                    file.write(bytes(65536))
-            return True
-        self.read_only = self._run("mount", "--bind", self.folder, self.folder)
-        return self.read_only and self._run("mount", "-o", "remount,ro,bind", self.folder)
-
-    def heal(self) -> None:
-        if self.read_only:
-            self._run("umount", "-l", self.folder)
-            self.read_only = False
-        (self.folder / "filler").unlink(missing_ok=True)
-
-    def close(self) -> None:
-        self.heal()
-        if self.own:
-            self._run("umount", "-l", self.folder)
-
-
 class Stage:
     """Start it, then act on it; close() ends all and leaves nothing. driver: its GPUs are those of the stand-in driver."""
 
     def __init__(self, folder: Path, driver: bool = False):
         self.folder = folder
         self.faults = Faults(folder / "driver") if driver else None
-        self.disk = Disk(folder / "disk")
+        self.disk, self.node_disk = Disk(folder / "disk"), Disk(folder / "node", mib=4)
         self.jobs_folder = folder / "jobs"
         self.jobs_folder.mkdir()
         self.clock = WallClock(folder)
@@ -108,7 +70,8 @@ class Stage:
         for name, flags in PROFILES.items():
             self.tree.write_profile(name, **flags, **contexts)
         self.tree.state = self.disk.folder / "state"
-        self.tree.env["LLMWD_STATE_DIR"] = str(self.tree.state)
+        self.tree.runtime = self.node_disk.folder / "run"
+        self.tree.env |= {"LLMWD_STATE_DIR": str(self.tree.state), "LLMWD_RUNTIME_DIR": str(self.tree.runtime)}
         self.sight = Sight(f"{MARK}={self.tree.mark}", str(self.tree.runtime), self.jobs_folder)
         self.bounds = Bounds(TTL_S, GRACE_S, RESOLVE_S)
         mark = f"{MARK}={self.tree.mark}"
@@ -206,6 +169,10 @@ class Stage:
                     sock.send(words)
         return len(paths)
 
+    def heal_disks(self) -> None:
+        self.disk.heal()
+        self.node_disk.heal()
+
     def lose_runtime(self) -> None:
         shutil.rmtree(self.tree.runtime, ignore_errors=True)
 
@@ -217,7 +184,7 @@ class Stage:
     def close(self) -> None:
         try:
             self.let_go_on(everything=True)
-            self.disk.heal()
+            self.heal_disks()
             self.tree.close()
         finally:
             self.observer.close()
@@ -225,3 +192,4 @@ class Stage:
             if self.faults is not None:
                 self.faults.close()
             self.disk.close()
+            self.node_disk.close()

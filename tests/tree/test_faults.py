@@ -11,6 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from tests.chaos.disk import Disk
 from tests.fakes.ntfy import NtfyServer
 from tests.fakes.wallclock import WallClock
 from tests.tree.conftest import Start
@@ -261,6 +262,40 @@ def test_a_runtime_folder_that_is_deleted_delays_no_yield_and_it_begins_again_in
     tree.forget()
     assert tree.phase("held")["reason"] == "held"
     assert tree.stop() == 0
+
+
+def test_a_runtime_folder_on_a_full_disk_delays_no_yield_costs_no_model_and_is_told_once(tmp_path: Path) -> None:
+    (tmp_path / "jobs").mkdir()
+    disk = Disk(tmp_path / "run", mib=1)
+    if not disk.own:
+        disk.close()
+        pytest.skip("only root can make a small disk")
+    tree = Supervised(tmp_path, {"FAKE_ENGINE": 1, "SIM_DIR": tmp_path / "jobs", "LEASE_TTL": 60})
+    try:
+        tree.start().all_ready()
+        tree.tell("fault", name="disk", open=True)
+        disk.spoil("full")
+        job_in(tmp_path / "jobs", 1, "0-7")
+        gone(tree, 5)
+        (tmp_path / "jobs" / "job_1").unlink()
+        wait_until(lambda: servers(tree), 20, what="the model back, though nothing of it can be written")
+        tree.signal_pid(tree.worker("resolver")["pid"], signal.SIGKILL)  # which finds nothing new of the one before
+        job_in(tmp_path / "jobs", 2, "0-7")
+        gone(tree, bound_s(tree))
+        wait_until(lambda: "lease 2 revoked" in tree.log("resolver"), 20, what="the second yield")
+        (tmp_path / "jobs" / "job_2").unlink()
+        assert tree.ctl("status").returncode == 0  # as it was
+        time.sleep(6)  # the root shows itself anew each five seconds
+        for worker in ("root", "resolver", "vllm"):
+            assert 1 <= tree.log(worker).count("No space left on device") <= 2, worker  # two incarnations
+        disk.heal()
+        tree.tell("healed", name="disk")
+        tree.all_ready()
+        assert tree.answers()
+    finally:
+        disk.heal()
+        tree.close()
+        disk.close()
 
 
 def test_lies_on_the_holders_socket_do_not_keep_the_gpus(supervised: Start) -> None:
