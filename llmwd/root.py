@@ -23,6 +23,7 @@ from llmwd.adapters.line import Line, line_pair
 from llmwd.adapters.rundir import Lock, missing_files, retain_fact
 from llmwd.config import Settings
 from llmwd.core import lifecycle, restart
+from llmwd.core.complaint import Complaint
 from llmwd.core.lifecycle import Effect, Event, Life
 from llmwd.messages import Beat, Envelope, Ready, Reload, RootFact, Stop, WorkerState
 from llmwd.spec import ChildSpec
@@ -78,7 +79,7 @@ class Root:
         self._seq = 0
         self._shown: object = None
         self._shown_s = 0.0
-        self._unwritten: str | None = None  # why what is shown could not be kept, as told
+        self._unretained = Complaint()
 
     # --- the loop -------------------------------------------------------------------------------------
 
@@ -371,11 +372,8 @@ class Root:
         try:
             retain_fact(self.boot.runtime, "root", msgspec.msgpack.encode(envelope))
         except OSError as error:
-            if error.strerror != self._unwritten:
-                self._unwritten = error.strerror
+            if self._unretained.is_due(str(error.strerror), now_s):
                 self._log.error("%s cannot be written: %s", self.boot.runtime, error.strerror)
-        else:
-            self._unwritten = None
 
     def _look_for_home(self) -> None:
         """Without its sockets nobody can order anything or find the holder again: no state to go on in."""

@@ -22,6 +22,7 @@ from llmwd.adapters.bus import DeskServer, Publisher, Subscriber
 from llmwd.adapters.journal import Journal, open_log
 from llmwd.adapters.line import Line
 from llmwd.config import Loaded, Settings, load
+from llmwd.core.complaint import Complaint
 from llmwd.messages import Beat, Drained, Fact, Hello, Order, Ready, Refused, Reload, Reply, Stop
 
 T = TypeVar("T")
@@ -85,7 +86,7 @@ class Shell:
         self._publisher = Publisher(self._context, boot.runtime, boot.name)
         self._subscriber: Subscriber | None = None
         self._desk: DeskServer | None = None
-        self._retain_error: str | None = None
+        self._unretained = Complaint()
         self.watch(line, self._on_line)
         self.watch(self._publisher.socket, self._publisher.on_readable)
         line.send(Hello(pid=os.getpid()))
@@ -114,9 +115,8 @@ class Shell:
     def publish(self, fact: Fact) -> None:
         """Put the fact on the bus and keep it for readers beside the bus."""
         error = self._publisher.publish(fact)
-        if error and error != self._retain_error:
+        if self._unretained.is_due(error or "", time.monotonic()):
             self.log.error("%s; `status` shows old facts until it can", error)
-        self._retain_error = error
 
     def subscribe(self, worker: str, callback: Callable[[Fact], None]) -> None:
         if self._subscriber is None:
