@@ -10,11 +10,11 @@ from pathlib import Path
 
 import msgspec
 
+from llmwd.adapters.logfile import LOOK_BYTES, read, size
+
 ANSWERS_WITHIN_S = 5.0
 RUNS_WITHIN_S = 15.0  # a program on a network file system; it takes 70 ms otherwise
 EDGE_WITHIN_S = 3.0
-LOOK_BYTES = 1 << 20
-TAIL_BYTES = 16 << 10
 SAID_MOST = 300
 
 
@@ -30,32 +30,6 @@ class Look(msgspec.Struct, frozen=True):
     metrics: str = ""
     hostname: str = ""
     edge_answers: bool = False
-
-
-def size(path: Path) -> int:
-    try:
-        return path.stat().st_size
-    except OSError:
-        return 0
-
-
-def read(path: Path, offset: int) -> tuple[str, int]:
-    """(the whole lines logged from `offset` on, the first LOOK_BYTES of them: it may be a flood; where these end)."""
-    try:
-        with path.open("rb") as file:
-            begin = offset if offset <= os.fstat(file.fileno()).st_size else 0  # shorter than it was: rotated
-            file.seek(begin)
-            data = file.read(LOOK_BYTES)
-    except OSError:
-        return "", offset
-    whole = data[: data.rfind(b"\n") + 1] or (data if len(data) == LOOK_BYTES else b"")
-    return whole.decode(errors="replace"), begin + len(whole)
-
-
-def tail(path: Path, offset: int) -> str:
-    """The end of what was logged from `offset` on."""
-    end = size(path)
-    return read(path, max(offset if offset <= end else 0, end - TAIL_BYTES))[0]
 
 
 def look(

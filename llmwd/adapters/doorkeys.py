@@ -62,15 +62,14 @@ def change(state: Path, by: Callable[[bytes | None], bytes]) -> None:
 @contextlib.contextmanager
 def _locked(state: Path) -> Iterator[None]:
     path = state / LOCK  # its own file: the keys' one is replaced as a whole
-    try:
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-        fcntl.flock(fd, fcntl.LOCK_EX)
-    except OSError as error:
-        raise DirError(f"the keys cannot be changed: {path}: {error.strerror}") from error
-    try:
+    with contextlib.ExitStack() as opened:
+        try:
+            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+            opened.callback(os.close, fd)
+            fcntl.flock(fd, fcntl.LOCK_EX)
+        except OSError as error:
+            raise DirError(f"the keys cannot be changed: {path}: {error.strerror}") from error
         yield
-    finally:
-        os.close(fd)
 
 
 def drawn() -> str:

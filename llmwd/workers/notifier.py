@@ -12,7 +12,7 @@ from collections.abc import Callable
 import msgspec
 
 from llmwd import redact
-from llmwd.adapters import cloudflared
+from llmwd.adapters import logfile
 from llmwd.adapters.ntfy import Outcome, Result
 from llmwd.adapters.rundir import read_fact
 from llmwd.config import Loaded, Settings, learn_profiles
@@ -205,7 +205,7 @@ class Notifier:
         if logs:
             self.looking = due
             self.shell.beside(  # any profile's server may have written them
-                lambda: learn_profiles(self.shell.boot.home) or [redact.mask(cloudflared.tail(path, 0)) for path in logs],
+                lambda: learn_profiles(self.shell.boot.home) or [redact.mask(logfile.tail(path)) for path in logs],
                 lambda tails: self._looked(due, tails or []),
             )
             self.shell.at("log", time.monotonic() + LOG_WITHIN_S, lambda: self._looked(due, []))

@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from llmwd.adapters import cloudflared
+from llmwd.adapters import cloudflared, logfile
 from llmwd.adapters.cloudflared import Look
 from llmwd.core import tunnelfaults
 from llmwd.workers.base import Shell
@@ -95,10 +95,10 @@ class Watch:
 
     def last_words(self) -> str:
         """The end of what this cloudflared has logged."""
-        return cloudflared.tail(self._log_path, self.link.offset_at_start)
+        return logfile.tail(self._log_path, self.link.offset_at_start)
 
     def size(self) -> int:
-        return cloudflared.size(self._log_path)
+        return logfile.size(self._log_path)
 
     def _arrange(self, in_s: float) -> None:
         self._shell.at("look", time.monotonic() + in_s, self._look)

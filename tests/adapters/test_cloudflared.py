@@ -16,25 +16,6 @@ from tests.waiting import wait_until
 CONFIG = 'tunnel: "{id}"\ncredentials-file: "{creds}"\ningress:\n  - service: http_status:404\n'
 
 
-def test_a_flood_is_read_in_whole_lines_one_part_after_the_other(tmp_path):
-    log, line = tmp_path / "log", "2026-11-23T19:15:00Z ERR Serve tunnel error é\n"
-    log.write_text(line * (cloudflared.LOOK_BYTES // 40) + "2026-11-23T19:15:00Z INF Starting metrics server on 127.0.0.1:45787/metrics\n")
-    offset, parts = 0, []
-    while offset < log.stat().st_size:
-        text, offset = cloudflared.read(log, offset)
-        parts.append(text)
-    assert len(parts) > 1 and all(part.endswith("\n") for part in parts) and "".join(parts) == log.read_text()
-    assert [tunnelfaults.metrics_address(part) for part in parts] == [None] * (len(parts) - 1) + ["127.0.0.1:45787"]
-
-
-def test_the_line_that_is_still_being_written_is_left_for_the_next_look(tmp_path):
-    log = tmp_path / "log"
-    log.write_text("one\nStarting metrics server on 127.0.0.1:457")
-    assert cloudflared.read(log, 0) == ("one\n", 4)
-    log.write_text("a rotated one\n")
-    assert cloudflared.read(log, 99) == ("a rotated one\n", 14)
-
-
 def script(folder, text: str) -> str:
     path = folder / "program"
     path.write_text(text)

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from llmwd.adapters import procs
-from llmwd.adapters.cloudflared import LOOK_BYTES
+from llmwd.adapters.logfile import LOOK_BYTES
 from llmwd.core import tunnelfaults
 from llmwd.core.tunnelconfig import GRACE_S
 from llmwd.messages import Done, DoorFact, ResetOrder
