@@ -55,6 +55,7 @@ class Situation(msgspec.Struct, frozen=True, kw_only=True):
     holding: frozenset[str]
     server_known: bool
     revoked_s: float | None = None  # the last revocation that the vLLM manager has heard of
+    server_epoch: int = 0  # of the last lease whose server it has ended
     pending: bool
     lease: Lease | None
     hold: Hold | None
@@ -272,7 +273,8 @@ def _grant(now: Situation, now_s: float, lease_ttl_s: float, resume_after_s: flo
     chosen = choose(rested, now.wanted, now.gpu_map.likely)
     lease = Lease(
         before_bytes=tuple(now.memory_used.get(gpu.uuid) for gpu in chosen),
-        epoch=now.epoch + 1, gpus=tuple(now.gpu_map.likely[gpu.uuid] for gpu in chosen),
+        # Not one that the manager has given back already, should what we knew of it be lost.
+        epoch=max(now.epoch, now.server_epoch) + 1, gpus=tuple(now.gpu_map.likely[gpu.uuid] for gpu in chosen),
         uuids=tuple(gpu.uuid for gpu in chosen), granted_s=now_s, expires_s=_until(now, now_s, lease_ttl_s),
     )
     return Decision(lease=lease, granted=True)

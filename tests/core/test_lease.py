@@ -44,6 +44,11 @@ def decided(now_s: float = 100.0, **changes: object) -> Decision:
     return decide(situation(**changes), now_s, TTL_S, RESUME_S)
 
 
+def test_no_epoch_is_granted_twice_though_the_resolver_has_lost_what_it_knew() -> None:
+    """On a full disk its last fact is older than its last lease: the manager's word of that release would prove this one's."""
+    assert decided(server_epoch=7).lease.epoch == 8 and decided(server_epoch=3).lease.epoch == 4 == decided(server_epoch=1).lease.epoch
+
+
 def test_a_lease_is_granted_on_the_highest_free_gpus_with_the_next_epoch() -> None:
     decision = decided()
     assert decision.granted and decision.lease == Lease(

@@ -276,20 +276,23 @@ def test_a_runtime_folder_on_a_full_disk_delays_no_yield_costs_no_model_and_is_t
         gone(tree, 5)
         (tmp_path / "jobs" / "job_1").unlink()
         wait_until(lambda: servers(tree), 20, what="the model back, though nothing of it can be written")
-        tree.signal_pid(tree.worker("resolver")["pid"], signal.SIGKILL)  # which finds nothing new of the one before
+        # The next one may find what was true before the lease: then the model has to go, because nobody vouches for it.
+        tree.signal_pid(tree.worker("resolver")["pid"], signal.SIGKILL)
         job_in(tmp_path / "jobs", 2, "0-7")
         gone(tree, bound_s(tree))
-        wait_until(lambda: "lease 2 revoked" in tree.log("resolver"), 20, what="the second yield")
+        wait_until(lambda: [line["epoch"] for line in tree.journal("released")] == [1, 2], 20, what="the second release")
         (tmp_path / "jobs" / "job_2").unlink()
         assert tree.ctl("status").returncode == 0  # as it was
         asked_s = time.monotonic()
         wait_until(lambda: time.monotonic() > asked_s + 6, what="the root's next showing of itself, each five seconds")
-        for worker in ("root", "resolver", "vllm") if full else ():
-            assert 1 <= tree.log(worker).count("No space left on device") <= 2, worker  # two incarnations
+        # Now and then a write finds the room that another one left.
+        told = {worker: tree.log(worker).count("No space left on device") for worker in ("root", "resolver", "vllm")}
+        assert max(told.values()) <= 2, told  # of two incarnations
+        assert any(told.values()) or not full
         disk.heal()
         tree.tell("healed", name="disk")
         tree.all_ready()
-        assert tree.answers()
+        assert tree.answers() and [line["epoch"] for line in tree.journal("server_started")] == [1, 2, 3]
     finally:
         disk.heal()
         tree.close()
