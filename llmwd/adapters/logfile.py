@@ -27,15 +27,16 @@ def read(path: Path, offset: int) -> tuple[str, int]:
     return whole.decode(errors="replace"), begin + len(whole)
 
 
-def tail(path: Path, offset: int = 0) -> str:
-    """The end of what was logged from `offset` on, the last line too when it has no end yet: it may be a program's last word."""
+def tail(path: Path, offset: int = 0, most: int = TAIL_BYTES) -> str:
+    """The last `most` bytes of what was logged from `offset` on, in whole lines but for the end: the last line
+    is there too when it has no end yet, for it may be a program's last word."""
     end = size(path)
     first = offset if offset <= end else 0
-    begin = max(first, end - TAIL_BYTES)
+    begin = max(first, end - most)
     try:
         with path.open("rb") as file:
             file.seek(begin)
-            data = file.read(TAIL_BYTES)
+            data = file.read(most)
     except OSError:
         return ""
     if begin > first:  # in the middle of a line, perhaps of a secret, which would not be known as one

@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 from llmwd import redact
+from llmwd.adapters import logfile
 
 TAIL_BYTES = 64 << 10
 LONGEST = 300
@@ -19,12 +20,7 @@ def cause(path: Path) -> str:
 
 
 def _cause(path: Path) -> str:
-    try:
-        with path.open("rb") as file:
-            file.seek(max(0, path.stat().st_size - TAIL_BYTES))
-            lines = file.read().decode(errors="replace").splitlines()
-    except OSError:
-        return ""
+    lines = logfile.tail(path, most=TAIL_BYTES).splitlines()
     for line in lines:
         if found := _ENGINE.search(line):
             return found["text"]

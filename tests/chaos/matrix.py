@@ -111,8 +111,8 @@ def _with_driver(play: Play, cell: Cell) -> str:
     at_once = cell.phase == "yielding"
     if not at_once:
         _into(play, cell.phase)
-    phase = stage.tree.status()["phase"]
-    leased = stage.tree.status()["lease"]["gpus"]
+    status = stage.tree.status()
+    phase, leased = status["phase"], status["lease"]["gpus"]
     wait_until(lambda: play.tick() or stage.faults.on(leased[0]), PHASE_WITHIN_S, what="a process on the GPU")
     play.tell("happened")
     began_s = time.monotonic()

@@ -1,4 +1,4 @@
-"""The notifier as a real process, with a local ntfy server."""
+"""The notifier as a real process, with a local ntfy server; long because each promise about a notice is one short test."""
 
 import base64
 import json

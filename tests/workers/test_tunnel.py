@@ -1,4 +1,4 @@
-"""The tunnel manager as a real process, with a stand-in for cloudflared."""
+"""The tunnel manager as a real process, with a stand-in for cloudflared; long because each of its behaviours is one test."""
 
 import base64
 import json
