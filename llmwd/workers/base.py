@@ -4,6 +4,7 @@ The heartbeat is sent by this loop itself, never by a helper thread: a worker th
 kills and restarts it.
 """
 
+import collections
 import functools
 import logging
 import os
@@ -87,6 +88,7 @@ class Shell:
         self._subscriber: Subscriber | None = None
         self._desk: DeskServer | None = None
         self._unretained = Complaint()
+        self._readings: collections.deque[tuple[str | None, Callable[[Loaded | None], None]]] = collections.deque()
         self.watch(line, self._on_line)
         self.watch(self._publisher.socket, self._publisher.on_readable)
         line.send(Hello(pid=os.getpid()))
@@ -165,8 +167,23 @@ class Shell:
         threading.Thread(target=run, name="beside", daemon=True).start()
 
     def load_config(self, profile: str | None, then: Callable[[Loaded | None], None]) -> None:
-        """Read the configuration beside the loop: the files are bash, and may take their time."""
-        self.beside(lambda: load(self.boot.home, profile), then)
+        """Read the configuration beside the loop: the files are bash, and may take their time.
+
+        One reading after the other: of two at once the older might end last, and its settings would stay.
+        """
+        self._readings.append((profile, then))
+        if len(self._readings) == 1:
+            self._read_config()
+
+    def _read_config(self) -> None:
+        profile = self._readings[0][0]
+        self.beside(lambda: load(self.boot.home, profile), self._config_read)
+
+    def _config_read(self, loaded: Loaded | None) -> None:
+        _, then = self._readings.popleft()
+        if self._readings:
+            self._read_config()
+        then(loaded)
 
     # --- the loop -------------------------------------------------------------------------------------
 

@@ -23,6 +23,7 @@ class Planner:
         self._on_plan, self._on_slow = on_plan, on_slow
         self._token: object = None
         self._looking = False
+        self._next_look: tuple[Settings, Callable[[], None]] | None = None
         self.slow = ""
         self.stamp = ""  # of the files that the last plan was made with
 
@@ -52,16 +53,22 @@ class Planner:
         self._shell.beside(lambda: survey(settings, url, path, environ), ended)
 
     def look(self, settings: Settings, on_change: Callable[[], None]) -> None:
-        """on_change(), later, if the files are not those any more that the last plan was made with. One look at a time: it
-        may hang, and is asked for again."""
+        """on_change(), later, if the files are not those any more that the last plan was made with. One look at a time, for it
+        may hang; what is asked for meanwhile follows it, for the file may have changed after it was looked at."""
         before = self.stamp
-        if self._looking or not before:
+        if not before:
+            return
+        if self._looking:
+            self._next_look = settings, on_change
             return
 
         def looked(stamp: str | None) -> None:
             self._looking = False
             if stamp is not None and stamp != before == self.stamp:
                 on_change()
+            if self._next_look is not None and not self._looking:
+                following, self._next_look = self._next_look, None
+                self.look(*following)
 
         self._looking = True
         self._shell.beside(lambda: stamp_of(settings), looked)

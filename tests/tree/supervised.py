@@ -18,7 +18,7 @@ from pathlib import Path
 import msgspec
 
 from llmwd.adapters import procs
-from llmwd.adapters.rundir import Dirs
+from llmwd.adapters.rundir import Dirs, write_atomic
 from llmwd.ctl.place import Look, look
 from llmwd.messages import ServerFact
 from tests.observer.judge import Bounds
@@ -77,13 +77,13 @@ class Supervised:
     def write_settings(self, **changes: object) -> None:
         self.settings |= changes
         lines = [f'export {MARK}="{self.mark}"'] + [f'{name}="{value}"' for name, value in self.settings.items()]
-        (self.home / "etc" / "config.env").write_text("\n".join(lines) + "\n")
+        write_atomic(self.home / "etc" / "config.env", ("\n".join(lines) + "\n").encode())
 
     def write_profile(self, name: str, **lines: object) -> None:
         """VLLM_ARGS etc. as given; names that begin with FAKE_ or are lower case are exported to the server."""
         values = {"MODEL_NAME": name, "VLLM_ARGS": f"--served-model-name {name}", "NUM_GPUS": 2, **lines}
         text = [f"{'export ' if key.startswith('FAKE_') else ''}{key}='{value}'" for key, value in values.items()]
-        (self.home / "models" / f"{name}.env").write_text("\n".join(text) + "\n")
+        write_atomic(self.home / "models" / f"{name}.env", ("\n".join(text) + "\n").encode())
 
     def activate(self, name: str) -> None:
         link = self.home / "active-model.env"

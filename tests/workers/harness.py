@@ -86,7 +86,8 @@ class Stage:
         self.workers: list[WorkerProcess] = []
 
     def write_config(self, **settings: object) -> None:
-        self.config.write_text("".join(f"{name}='{value}'\n" for name, value in settings.items()))
+        """As a whole: a reading that is under way meets the old ones or these, not a part."""
+        rundir.write_atomic(self.config, "".join(f"{name}='{value}'\n" for name, value in settings.items()).encode())
 
     def __enter__(self) -> "Stage":
         return self
@@ -163,6 +164,10 @@ class Stage:
 
     def reload(self, **settings: object) -> None:
         self.write_config(**settings)
+        self.hang_up()
+
+    def hang_up(self) -> None:
+        """What the root passes on of a SIGHUP: read the settings anew."""
         assert self.worker.line.send(Reload())
 
     def stop(self, within_s: float = 8.0) -> int:

@@ -70,11 +70,13 @@ def test_one_look_at_the_files_hangs_at_a_time(settings, made):
     changes: list[str] = []
     planner.look(settings, lambda: changes.append("before any plan"))
     planner.stamp = "a"
-    for name in ("first", "second"):
+    for name in ("first", "second", "third"):
         planner.look(settings, lambda name=name: changes.append(name))
     assert len(shell.ends) == 1
     shell.ends[0]("a")
-    assert changes == []
-    planner.look(settings, lambda: changes.append("third"))
+    assert changes == [] and len(shell.ends) == 2, "what changed after the first look was missed"
     shell.ends[1]("b")
-    assert changes == ["third"]
+    assert changes == ["third"] and len(shell.ends) == 2
+    planner.look(settings, lambda: changes.append("fourth"))
+    shell.ends[2]("b")
+    assert changes == ["third", "fourth"]
