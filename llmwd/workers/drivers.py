@@ -9,15 +9,15 @@ from collections.abc import Callable, Container
 
 from llmwd.adapters import procs
 from llmwd.adapters.nvml import DriverFailure, GpuInfo, GpuUse, Inventory, Probe, Use, driver_present
+from llmwd.core import patience
 from llmwd.core.gpumap import with_lost
 from llmwd.core.lease import Occupant
+from llmwd.core.patience import Patience
 from llmwd.core.release import OnGpu
 from llmwd.messages import SourceState
 from llmwd.vocab import Holder, Source
 from llmwd.workers.base import Shell, repeat_every_s
 
-INVENTORY_WITHIN_S = 20.0  # without persistence mode the first call initialises every GPU
-USE_WITHIN_S = 5.0  # or twice as long as the last answer took
 INVENTORY_EVERY_S = 300.0  # what no reading shows, such as GPUs that got another order with a reloaded driver
 SOON_S = 0.1  # between questions while a release waits to be proved
 # An idle GPU's driver keeps some hundred MiB for itself. Who has more is somebody, listed or not: another PID namespace,
@@ -43,7 +43,7 @@ class Driver:
         self._gpus: tuple[GpuInfo, ...] = ()
         self._listed_s: float | None = None  # when the GPUs were listed last, None: they were taken over, or are not known
         self._stale = False  # they may be others by now
-        self._within_s = USE_WITHIN_S
+        self._patience = Patience()
         self._use: Use | None = None
         self._failure: DriverFailure | None = None
         self._errors: dict[int, str] = {}  # of single GPUs, as told
@@ -154,7 +154,7 @@ class Driver:
                 self._heard(self._probe.kill())
             return
         old = self._listed_s is None or self._stale or now_s - self._listed_s > INVENTORY_EVERY_S
-        kind, within_s = ("inventory", INVENTORY_WITHIN_S) if old else ("use", self._within_s)
+        kind, within_s = ("inventory", self._patience.inventory_s) if old else ("use", self._patience.use_s)
         if kind == "use" and not self._watches:
             return
         self.learn()
@@ -206,11 +206,12 @@ class Driver:
                 if self._failure is None:
                     self._shell.log.error("the NVIDIA driver does not answer: %s", answer.text)
                 self._failure, self._stale = answer, True  # it may come back with other GPUs
+                self._patience = patience.failed()
                 if self._watched is not None:
                     self._shell.unwatch(self._watched)
                     self._watched = None
         if not isinstance(answer, DriverFailure):
-            self._within_s = min(INVENTORY_WITHIN_S, max(USE_WITHIN_S, 2 * (time.monotonic() - answer.at_s)))
+            self._patience = patience.answered(self._patience, listed, time.monotonic() - answer.at_s)
             self._tell_errors(answer)
         works = self._failure is None and self._watches
         why = f"{self._failure.name}: {self._failure.text}" if self._failure else self.state.why
