@@ -4,6 +4,7 @@ What a client sends is the base64 of NAME:SECRET, because that is what Caddy's c
 """
 
 import base64
+import collections
 import re
 
 import msgspec
@@ -41,9 +42,9 @@ def parse(path: str, data: bytes) -> tuple[Key, ...]:
         raise KeyFileError(f"{path} is damaged ({error}): correct it, or remove it and make the keys anew") from error
     if found.version != VERSION:
         raise KeyFileError(f"{path} is of version {found.version}, and this llmwd reads {VERSION}")
-    names = [key.name for key in found.keys]
+    names = collections.Counter(key.name for key in found.keys)
     for key in found.keys:
-        if not _NAME.fullmatch(key.name) or not _BCRYPT.fullmatch(key.bcrypt) or names.count(key.name) > 1:
+        if not _NAME.fullmatch(key.name) or not _BCRYPT.fullmatch(key.bcrypt) or names[key.name] > 1:
             raise KeyFileError(f"{path}: the key {key.name!r} is damaged or there twice: remove it there, and make it anew")
     return found.keys
 

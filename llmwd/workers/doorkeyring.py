@@ -20,11 +20,12 @@ class Keyring:
         self._shell = shell
         self._on_change = on_change
         self._path = doorkeys.path_in(shell.boot.state)
+        self._data: bytes | None = None  # that _keys were read from
         self._keys: tuple[Key, ...] = ()
         self.problem = ""
 
     def begin(self) -> None:
-        self._took(self._read())
+        self._took(*self._read())
         self._watch()
 
     def in_force(self) -> tuple[Key, ...]:
@@ -35,27 +36,31 @@ class Keyring:
         """Why none is in force, where none is."""
         return doorwanted.DAMAGED if self.problem else doorwanted.ALL_EXPIRED if self._keys else doorwanted.NONE_MADE
 
-    def _read(self) -> tuple[tuple[Key, ...], str]:
+    def _read(self) -> tuple[bytes | None, tuple[Key, ...], str]:
+        """What the file holds, the keys in it, and the problem with it."""
+        data = None
         try:
             data = doorkeys.read_bytes(self._path)
-            return (parse(str(self._path), data) if data is not None else (), "")
+            if data is not None and data == self._data and not self.problem:
+                return data, self._keys, ""  # it nearly always is, and a thousand keys take their time to parse
+            return data, parse(str(self._path), data) if data is not None else (), ""
         except (DirError, KeyFileError) as error:
-            return (), str(error)
+            return data, (), str(error)
 
     def _watch(self) -> None:
         # Beside the loop: state folders lie on network file systems, where a look can take its time.
         self._shell.beside(self._read, self._heard)
 
-    def _heard(self, found: tuple[tuple[Key, ...], str] | None) -> None:
-        if found is not None and found != (self._keys, self.problem):
-            self._took(found)
+    def _heard(self, found: tuple[bytes | None, tuple[Key, ...], str] | None) -> None:
+        if found is not None and (found[0] != self._data or found[2] != self.problem):
+            self._took(*found)
             self._on_change()
         self._shell.at("keys", time.monotonic() + READ_EVERY_S, self._watch)
 
-    def _took(self, found: tuple[tuple[Key, ...], str]) -> None:
-        if found[1] and found[1] != self.problem:
-            self._shell.log.error("no key opens the door: %s", found[1])
-        self._keys, self.problem = found
+    def _took(self, data: bytes | None, keys: tuple[Key, ...], problem: str) -> None:
+        if problem and problem != self.problem:
+            self._shell.log.error("no key opens the door: %s", problem)
+        self._data, self._keys, self.problem = data, keys, problem
         self._wait_for_an_end()
 
     def _wait_for_an_end(self) -> None:
