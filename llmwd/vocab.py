@@ -37,7 +37,7 @@ class NodePhase(Told):
     loading = "loading", "vLLM has been started on the leased GPUs, and does not answer yet"
     yielding = "yielding", "the GPUs are being given back; processes of ours may still be on them"
     waiting = "waiting", "no process of ours is on a GPU; the reason says what is waited for"
-    held = "held", "the operator keeps llmwd away from the GPUs until `resume` or the time is over"
+    held = "held", "llmwd stays away from the GPUs until `resume` or the time is over; the reason says who or what keeps it away"
     stopped = "stopped", "the supervisor is not running, or is ending"
     failed = "failed", "cannot serve without the operator; the reason says why"
 

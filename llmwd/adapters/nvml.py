@@ -41,7 +41,7 @@ class GpuInfo(msgspec.Struct, frozen=True, kw_only=True):
     """What a GPU is. index: NVML's.
 
     uuid: "" when the driver does not tell; pci: 0000:1b:00.0; nvlink: the GPUs (NVML's indices) that NVLink joins it to;
-    mig_uuids: of its slices; compute_mode: NVML_COMPUTEMODE_*; error: the first NVML_ERROR_* of this GPU.
+    mig_uuids: of its slices; error: the first NVML_ERROR_* of this GPU.
     """
 
     index: int
@@ -54,7 +54,6 @@ class GpuInfo(msgspec.Struct, frozen=True, kw_only=True):
     mig_uuids: tuple[str, ...] = ()
     nvlink: tuple[int, ...] = ()
     numa: int | None = None
-    compute_mode: int | None = None
     error: str = ""
 
 

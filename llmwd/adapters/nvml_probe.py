@@ -148,7 +148,6 @@ class Driver:
             "mig": self._in_mig_mode(handle),
             "mig_uuids": [uuid for uuid in slices if uuid],
             "numa": numa_node(pci_address(pci.domain, pci.bus, pci.device)) if pci else None,
-            "compute_mode": self.call(p.nvmlDeviceGetComputeMode, handle),
         }
 
     def _in_mig_mode(self, handle: Any) -> bool:

@@ -11,6 +11,7 @@ from enum import StrEnum
 import msgspec
 
 from llmwd.core.tunnelconfig import NONE
+from llmwd.core.wording import name_gpus
 from llmwd.messages import GpusFact, Revocation, ServerFact, TunnelFact, WorkerState
 from llmwd.vocab import Event, NodePhase, Phase, Reason
 
@@ -253,15 +254,7 @@ def _held(told: Told, seen: Seen, server: ServerFact) -> Notice | None:
 
 
 def _gpus(gpus: tuple[int, ...]) -> str:
-    """`GPU 3`, `GPUs 0-3`, `GPUs 0, 2`."""
-    if not gpus:
-        return "its GPUs"
-    ordered = sorted(gpus)
-    if len(ordered) == 1:
-        return f"GPU {ordered[0]}"
-    if ordered == list(range(ordered[0], ordered[-1] + 1)):
-        return f"GPUs {ordered[0]}-{ordered[-1]}"
-    return f"GPUs {', '.join(map(str, ordered))}"
+    return name_gpus(gpus) if gpus else "its GPUs"
 
 
 def _sentence(text: str) -> str:

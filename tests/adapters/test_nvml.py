@@ -20,7 +20,7 @@ WITHIN_S = 60.0
 # Index, minor and PCI order are three different orders here.
 TWO_GPUS = (
     "gpu uuid=GPU-a minor=1 pci=00000000:3B:00.0 name=NVIDIA_H200 memory=1000 used=10 nvlink=1",
-    "gpu uuid=GPU-b minor=0 pci=00000000:1B:00.0 name=NVIDIA_H200 memory=1000 used=10 nvlink=0 mode=3",
+    "gpu uuid=GPU-b minor=0 pci=00000000:1B:00.0 name=NVIDIA_H200 memory=1000 used=10 nvlink=0",
 )
 
 
@@ -69,7 +69,6 @@ def test_the_inventory_tells_what_each_gpu_is(probe: Probe) -> None:
     assert (a.index, a.uuid, a.minor, a.pci, a.name) == (0, "GPU-a", 1, "0000:3b:00.0", "NVIDIA H200")
     assert (b.index, b.uuid, b.minor, b.pci, b.memory_bytes) == (1, "GPU-b", 0, "0000:1b:00.0", 1000)
     assert (a.nvlink, b.nvlink) == ((1,), (0,))
-    assert (a.compute_mode, b.compute_mode) == (0, 3)
     assert (a.mig, a.error, b.error) == (False, "", "")
     assert told.driver == "550.54.15"
     assert before_s <= told.at_s <= time.monotonic()

@@ -186,7 +186,7 @@ def test_the_tunnel_is_told_when_it_comes_up_fails_and_is_lost_but_not_when_it_f
     assert notice.alarm and notice.title.startswith("Tunnel failed")
 
 
-@pytest.mark.parametrize(("gpus", "shown"), [((), "its GPUs"), ((3,), "GPU 3"), ((1, 0), "GPUs 0-1"), ((0, 2), "GPUs 0, 2")])
+@pytest.mark.parametrize(("gpus", "shown"), [((), "its GPUs"), ((3,), "GPU 3"), ((1, 0), "GPUs 0-1"), ((0, 2), "GPUs 0,2")])
 def test_gpus_are_named_as_people_write_them(gpus, shown):
     (notice,) = Reader().hear(server_fact(NodePhase.serving, holding=gpus))
     assert f"answers on {shown} at" in notice.message

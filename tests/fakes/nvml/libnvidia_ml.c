@@ -8,7 +8,7 @@
  * `_` in a name stands for a blank:
  *
  *   driver 550.54.15
- *   gpu uuid=GPU-a minor=3 pci=00000000:1B:00.0 name=NVIDIA_H200 memory=1000 used=10 mode=0 nvlink=1,2
+ *   gpu uuid=GPU-a minor=3 pci=00000000:1B:00.0 name=NVIDIA_H200 memory=1000 used=10 nvlink=1,2
  *   gpu uuid=GPU-b sliceable=0           a GPU without MIG: older or a consumer's
  *   mig gpu=0 uuid=MIG-a                 the GPU is in MIG mode; its own list of processes is for privileged users only
  *   privileged                           we are one of them
@@ -53,7 +53,7 @@ typedef struct {
     unsigned int gpuInstanceId, computeInstanceId;
 } nvmlProcessInfo_t;
 #define NVML_VALUE_NOT_AVAILABLE (-1)
-typedef unsigned int nvmlComputeMode_t, nvmlGpuP2PCapsIndex_t, nvmlGpuP2PStatus_t;
+typedef unsigned int nvmlGpuP2PCapsIndex_t, nvmlGpuP2PStatus_t;
 typedef unsigned int nvmlReturn_t;
 enum {
     NVML_SUCCESS = 0,
@@ -76,7 +76,7 @@ enum { GPUS = 64, SLICES = 7, PROCESSES = 256, LINES = 64, TEXT = 96 };
 
 typedef struct {
     char uuid[TEXT], name[TEXT], pci[32], nvlink[TEXT];
-    unsigned int minor, mode;
+    unsigned int minor;
     int slices, sliceable, growths;
     unsigned int newcomer;
     unsigned long long memory, used;
@@ -181,7 +181,6 @@ static void take(const char *line)
             if (*c == '_')
                 *c = ' ';
         gpu->minor = number(line, "minor", world.gpus - 1);
-        gpu->mode = number(line, "mode", 0);
         gpu->sliceable = number(line, "sliceable", 1);
         gpu->memory = number(line, "memory", 0);
         gpu->used = number(line, "used", 0);
@@ -364,13 +363,6 @@ RETURN nvmlDeviceGetMemoryInfo(nvmlDevice_t device, nvmlMemory_t *memory)
         if (world.process[i].gpu == gpu_of(device) && world.process[i].used != (unsigned long long)NVML_VALUE_NOT_AVAILABLE)
             memory->used += world.process[i].used;
     memory->free = memory->total > memory->used ? memory->total - memory->used : 0;
-    return NVML_SUCCESS;
-}
-
-RETURN nvmlDeviceGetComputeMode(nvmlDevice_t device, nvmlComputeMode_t *mode)
-{
-    ENTER(gpu_of(device));
-    *mode = world.gpu[gpu_of(device)].mode;
     return NVML_SUCCESS;
 }
 
