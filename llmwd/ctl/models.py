@@ -71,14 +71,12 @@ def check(profile: str | None) -> None:
 
     dirs = find_place()
     loaded = load(served_home(dirs, look(dirs)), profile)
+    # A start goes on without the program, and says so while it waits; here its absence is what is asked for.
+    unfit = [warning for warning in loaded.warnings if warning.variable == "LLM_BIN"]
     for warning in loaded.warnings:
-        click.echo(f"warning: {warning}", err=True)
-    problems = [str(problem) for problem in loaded.problems]
-    if loaded.profile is not None and not os.access(loaded.profile.llm_bin, os.X_OK):
-        problems.append(
-            f"{loaded.profile.file}: LLM_BIN: there is no program {loaded.profile.llm_bin}: install vLLM into "
-            f"{loaded.profile.llm_venv}, or set LLM_VENV (or LLM_BIN) in etc/config.env to where it is"
-        )
+        if warning not in unfit:
+            click.echo(f"warning: {warning}", err=True)
+    problems = [str(problem) for problem in (*loaded.problems, *unfit)]
     problems += _tunnel_problems(loaded.settings) if loaded.settings is not None else []
     problems += _door_problems(loaded.settings) if loaded.settings is not None else []
     problems += _notice_problems(loaded.settings) if loaded.settings is not None else []
