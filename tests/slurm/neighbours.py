@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from tests.slurm.testbed import SlurmNode, _free_ports
+from tests.ports import free_port
+from tests.slurm.testbed import SlurmNode
 from tests.waiting import wait_until
 
 
@@ -22,7 +23,7 @@ class TwoNodes(SlurmNode):
         for name in ("/spool", "/slurmd.pid", "/slurmd.log"):
             text = text.replace(f"{self.folder}{name}\n", f"{self.folder}{name}-%n\n")
         line = next(line for line in text.splitlines() if line.startswith("NodeName="))
-        second = line.replace(f"NodeName={self.node} ", f"NodeName={self.other} Port={_free_ports(1)[0]} ")
+        second = line.replace(f"NodeName={self.node} ", f"NodeName={self.other} Port={free_port()} ")
         conf.write_text(f"{text}{second}\nPartitionName=both Nodes={self.node},{self.other} MaxTime=INFINITE State=UP\n")
         gres.write_text(gres.read_text() + gres.read_text().replace(f"={self.node} ", f"={self.other} "))
         for node in (self.node, self.other):
