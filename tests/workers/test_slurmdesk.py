@@ -98,6 +98,23 @@ def test_a_node_whose_gpus_become_others_is_known_by_the_next_reading(ask: Ask, 
     assert (desk.node.gpus, desk.node.counts, desk.grant_why(0.0)) == (3, (3,), "")
 
 
+def test_plans_that_are_not_understood_or_not_told_end_nothing_and_are_said_once(
+    ask: Ask, caplog: pytest.LogCaptureFixture
+) -> None:
+    use = "*GresUsed*) printf '%-256s%-64s%s\\n' 'gpu:h200:0(IDX:N/A)' idle gpu:h200:4 ;;"
+    desk = ask(
+        f'case "$0 $*" in *squeue*) echo "from job $$" ;; *reservations*) echo no >&2; exit 1 ;; {use} *) {MINE} ;; esac', lookahead=True
+    )
+    shell = desk._shell
+    for _ in range(3):
+        shell.until(lambda: not desk.ahead.grant_why() and not desk._calls, 30)
+        assert {(plans.kind, len(plans.expected)) for plans in desk.ahead.plans} == {("pending jobs", 1), ("reservations", 0)}
+        desk.ahead.adopt(())  # as when both are asked for the first time
+        desk.pump()
+    told = [line for line in caplog.messages if "look-ahead" in line]
+    assert len(told) == 2 and "a pending job: 'from job" in told[0] and "does not tell the reservations" in told[1]
+
+
 def test_traces_are_daemons_and_their_cgroups(tmp_path: Path) -> None:
     (tmp_path / "proc/12").mkdir(parents=True)
     (tmp_path / "proc/12/comm").write_text("slurm-tool\n")
