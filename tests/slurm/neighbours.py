@@ -1,9 +1,10 @@
 """Two of Slurm's nodes on one machine, as where several slurmd run on a host (Debian's Slurm is built for it)."""
 
+import contextlib
 from pathlib import Path
 
 from tests.ports import free_port
-from tests.slurm.testbed import SlurmNode
+from tests.slurm.testbed import SlurmError, SlurmNode
 from tests.waiting import wait_until
 
 
@@ -32,15 +33,18 @@ class TwoNodes(SlurmNode):
     def start(self) -> None:
         super().start()
         self._second.start_slurmd()
-        wait_until(lambda: self._client("sinfo", "-h", "-N", "-p", "both", "-o", "%T").split() == ["idle"] * 2, 20)
+        wait_until(lambda: self._client("sinfo", "-h", "-N", "-p", "both", "-o", "%T").split() == ["idle"] * 2, 60)
 
     def node_state(self) -> str:
         """Of the first one, in the partition that both tests and the base class use."""
-        return self._client("sinfo", "-h", "-N", "-p", "main", "-o", "%T", within_s=5).strip()
+        with contextlib.suppress(SlurmError):
+            return self._client("sinfo", "-h", "-N", "-p", "main", "-o", "%T", within_s=5).strip()
+        return ""
 
     def stop(self) -> None:
         if self._ctld is not None:
-            self._client("scancel", "--partition=both", within_s=10)
+            with contextlib.suppress(SlurmError):  # a slurmctld that has not come up
+                self._client("scancel", "--partition=both", within_s=10)
             self._second.kill_slurmd()
         super().stop()
         self._second._end_cgroup()

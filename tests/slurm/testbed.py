@@ -292,6 +292,7 @@ class SlurmNode:
         """Returns when slurmd listens."""
         command = ["slurmd", "-D", "-N", self.node]
         if self.cgroup == "v2":
+            self.scope.parent.mkdir(exist_ok=True)  # gone with the last scope in it; slurmd makes no more than its own
             if "\n" in Path("/proc/self/cgroup").read_text().strip():  # v1 lines beside the one of v2
                 command = ["env", f"LD_PRELOAD={self.folder}/preload_cgroup.so", *command]
             if cgroup_mounts()["cgroup2"] != CGROUP_ROOT:
@@ -330,7 +331,6 @@ class SlurmNode:
         (self.folder / "gres.conf").write_text(devices if self.gpus else "")
         (self.folder / "cgroup.conf").write_text(CGROUP_CONF.format(cgroup=self.cgroup))
         if self.cgroup == "v2":
-            self.scope.parent.mkdir(exist_ok=True)
             library = self.folder / "preload_cgroup.so"
             build = ["cc", "-shared", "-fPIC", "-O1", "-o", str(library), str(PRELOAD_SOURCE), "-ldl"]
             subprocess.run(build, check=True)
@@ -417,7 +417,7 @@ def _alive(daemon: subprocess.Popen[bytes] | None) -> bool:
     return daemon is not None and daemon.poll() is None
 
 
-def _end(daemon: subprocess.Popen[bytes] | None, sig: signal.Signals, within_s: float = 10) -> None:
+def _end(daemon: subprocess.Popen[bytes] | None, sig: signal.Signals, within_s: float = 30) -> None:
     """Signals our own child, waits, and kills what does not listen."""
     if not daemon or not _alive(daemon):
         return
