@@ -255,7 +255,8 @@ class Supervised:
 
     def journal(self, event: str) -> list[dict]:
         path = self.state / "journal.jsonl"
-        lines = path.read_text().splitlines() if path.exists() else []
+        text = path.read_text() if path.exists() else ""
+        lines = text[: text.rfind("\n") + 1].splitlines()  # one over two pages may be half there for a moment
         return [entry for entry in map(json.loads, lines) if entry["event"] == event]
 
     def released_for(self, job: int) -> dict:
