@@ -214,7 +214,7 @@ def _pid_and_start(text: bytes) -> tuple[int, int] | None:
 
 
 def running_supervisor(runtime: Path) -> tuple[int, int] | None:
-    """(pid, start ticks) of the supervisor that holds the lock, None if nobody does."""
+    """(pid, start ticks) of the supervisor that holds the lock, (0, 0) while it has not said so, None if nobody does."""
     try:
         fd = os.open(runtime / "supervisor.lock", os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
     except OSError:
@@ -222,7 +222,9 @@ def running_supervisor(runtime: Path) -> tuple[int, int] | None:
     try:
         fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
-        return _pid_and_start(os.pread(fd, 100, 0)) or (0, 0)
+        found = _pid_and_start(os.pread(fd, 100, 0))
+        # One that has just taken it leaves its dead predecessor's words there for a moment: that one's facts are none any more.
+        return found if found is not None and alive(*found) else (0, 0)
     finally:
         os.close(fd)
     return None

@@ -18,14 +18,14 @@ from llmwd.workers.base import Shell
 
 
 class Ahead:
-    """`say(text)` logs what was not understood, once. All of it is silent while LOOKAHEAD is off."""
+    """`say(kind, text)` logs what was not understood, once for each kind. All of it is silent while LOOKAHEAD is off."""
 
-    def __init__(self, shell: Shell, say: Callable[[str], None]):
+    def __init__(self, shell: Shell, say: Callable[[str, str], None]):
         self._shell = shell
         self._say = say
         self._plans = turns.unasked()
         self._asking = ("", 0.0)  # what was asked last, and when
-        self._silent = False
+        self._silent: set[str] = set()  # what it does not tell
 
     @property
     def on(self) -> bool:
@@ -66,16 +66,17 @@ class Ahead:
         """Take the answer in."""
         kind, asked_s = self._asking
         if answer.status != 0:
-            if not self._silent:
+            if kind not in self._silent:
                 why = gres.read_stderr(answer.stderr, node.name).why
                 self._shell.log.warning("look-ahead: slurmctld does not tell the %s: %s; serving goes on", kind, why)
-            self._silent = True
+            self._silent.add(kind)
             self._plans = turns.with_answer(self._plans, kind, asked_s, None)
             return
-        self._silent = False
+        self._silent.discard(kind)
         heard = self._read(kind, answer.stdout, node)
         for text in heard.unclear:
-            self._say(f"look-ahead: not understood, so it counts as one that needs this node: {text}")
+            told = f"look-ahead: not understood, so it counts as one that needs this node: {text}"
+            self._say(gres.form_of(told), told)
         now_at, now_s = time.time(), time.monotonic()
         expected = tuple(lookahead.place(plan, now_at, now_s) for plan in heard.plans)
         self._plans = turns.with_answer(self._plans, kind, asked_s, expected)

@@ -5,6 +5,7 @@ At most one call every CALL_EVERY_S on average (a burst of two), however many jo
 """
 
 import logging
+import math
 import random
 import time
 from collections.abc import Callable
@@ -126,7 +127,7 @@ class SlurmDesk:
             return ("node", "identity", slurm.node_gres()) if node_free and now_s >= self._identity_due_s() else None
         due, urgent = self._claims.due(now_s), self._claims.urgent()
         reading = "node", "reading", slurm.node_use(self.node.name)
-        if node_free and urgent > 1 and self._reading_is_older_than_jobs(now_s):
+        if node_free and (urgent > 1 and self._reading_is_older_than_jobs(now_s) or urgent and now_s >= self._instead_s()):
             return reading
         if job_free and due and urgent:
             return "job", due[0], slurm.show_job(due[0])
@@ -142,6 +143,12 @@ class SlurmDesk:
             pick = leaving[int(now_s) % len(leaving)]
             return "job", pick, slurm.show_job(pick)
         return None
+
+    def _instead_s(self) -> float:
+        """When the node is asked because the question about a job has had no answer for so long: a reading settles it in time."""
+        if "job" not in self._calls or self.last_error:
+            return math.inf
+        return self._calls["job"][2] + self._claims.resolve_deadline_s / 2
 
     def _may_look_ahead(self, now_s: float) -> bool:
         """Only while nothing else is asked or waits to be; it has no part in the other calls' rate."""
@@ -176,6 +183,7 @@ class SlurmDesk:
         times = [now_s + IDLE_RECONCILE_S]
         if "node" not in self._calls:
             times.append(self._identity_due_s() if self.node is None else self._reading_due_s())
+            times += [self._instead_s()] if self._claims.urgent() else []
         claims_s = self._claims.next_s(now_s)
         if claims_s is not None:
             times.append(claims_s)

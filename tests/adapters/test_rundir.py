@@ -1,12 +1,15 @@
 """Who could put another folder, or something in it, in the place of ours; and the files there."""
 
+import fcntl
 import os
 import stat
+import subprocess
 from pathlib import Path
 
 import pytest
 
 from llmwd import ownership
+from llmwd.adapters import procs, rundir
 from llmwd.adapters.rundir import DirError, make_ours, make_private
 
 STRANGER = 54321  # a uid and a gid that nobody has
@@ -133,3 +136,16 @@ def test_a_folder_that_others_read_is_closed_to_them_only_while_nothing_is_in_it
         make_private(folder, "state")
     assert stat.S_IMODE(folder.stat().st_mode) == (0o755 if full else 0o700)
     make_ours(folder, "simulation")
+
+
+def test_whoever_takes_the_lock_of_a_dead_supervisor_is_not_taken_for_that_one(tmp_path: Path) -> None:
+    """Between having it and saying so: what the dead one told last would pass for true."""
+    ended = subprocess.Popen(["true"])
+    start = procs.start_ticks(ended.pid)
+    ended.wait()
+    path = tmp_path / "supervisor.lock"
+    path.write_text(f"{ended.pid} {start}\n")
+    with path.open() as file:
+        assert rundir.running_supervisor(tmp_path) is None
+        fcntl.flock(file, fcntl.LOCK_EX)
+        assert rundir.running_supervisor(tmp_path) == (0, 0)

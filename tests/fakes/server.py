@@ -39,6 +39,7 @@ FLAGS = {  # name: (type, meaning)
 }
 open_now = {"requests": 0, "looks": 0}
 pids: dict[str, list[int]] = {"engine": [], "tracker": [], "grandchild": [], "children": []}
+there = os.pipe()  # a byte from each process of the tree once it is what it is to be: deaf, of that name, in its own session
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
@@ -87,6 +88,7 @@ def sleep_for_ever(name: str = "", deaf: bool = False, session: bool = False) ->
     if name:
         with open("/proc/self/comm", "w") as file:
             file.write(name)
+    os.write(there[1], b".")
     while True:
         signal.pause()
 
@@ -111,13 +113,19 @@ def make_tree(args: argparse.Namespace) -> None:
         pids["grandchild"].append(int(os.read(out, 20)))
     for number in range(args.children or 0):
         pids["children"].append(fork(sleep_for_ever, "", args.ignore_term, number % 10 == 0))
+    for _ in (*pids["engine"], *pids["grandchild"], *pids["children"]):
+        os.read(there[0], 1)
+
+
+class Hung(Exception):
+    """Raised in whatever the server does: a closed socket alone would have it ask for connections without end."""
 
 
 class Signals:
     """What SIGTERM does. It can be asked for anew once the server is ready."""
 
     def __init__(self, args: argparse.Namespace, server: ThreadingHTTPServer) -> None:
-        self.args, self.server, self.loading, self.swallowed = args, server, True, False
+        self.args, self.server, self.loading, self.swallowed, self.hung = args, server, True, False, False
         self.reforks = args.refork_on_term or 0
         if args.ignore_term:
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -143,7 +151,9 @@ class Signals:
         elif self.args.hang_on_term:
             for pid in pids["engine"]:
                 os.kill(pid, signal.SIGKILL)
-            self.server.socket.close()
+            if not self.hung:
+                self.hung = True
+                raise Hung
         else:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
             os.kill(os.getpid(), signal.SIGTERM)
@@ -296,6 +306,15 @@ def main() -> None:
     except OSError as problem:
         sys.exit(f"OSError: {problem}")
     make_tree(args)
+    try:
+        run(args, server)
+    except Hung:
+        server.socket.close()
+        while True:
+            signal.pause()
+
+
+def run(args: argparse.Namespace, server: Server) -> None:
     signals = Signals(args, server)
     report(server.server_port)
     if args.exit_after is not None:
@@ -310,11 +329,7 @@ def main() -> None:
     signals.loading = False
     server.server_activate()
     print("INFO: Application startup complete.", flush=True)
-    try:
-        server.serve_forever(poll_interval=60)
-    except (OSError, ValueError):  # --hang-on-term closed the socket
-        while True:
-            signal.pause()
+    server.serve_forever(poll_interval=60)
 
 
 main()

@@ -15,8 +15,8 @@ from tests.waiting import wait_until
 # A job's processes and ours may meet for as long as a yield takes, on a machine that other tests use as well.
 YIELD_WITHIN_S = 4.0
 # A job that begins in the moment of a grant is seen a moment later, and the lease ends at once; on a busy machine the
-# kernel lets the detector run only after so long.
-SEEN_WITHIN_S = 0.25
+# kernel lets the detector, and whoever writes the journal, run only after so long (the observer's bound, too).
+SEEN_WITHIN_S = 1.0
 
 
 class Run(NamedTuple):
@@ -60,7 +60,8 @@ class Ledger:
 
     def runs(self) -> list[Run]:
         found: list[Run] = []
-        for line in self._path.read_text().splitlines() if self._path.exists() else ():
+        text = self._path.read_text() if self._path.exists() else ""
+        for line in text[: text.rfind("\n") + 1].splitlines():  # a line over two pages may be half there for a moment
             sign, job, at, gpus = line.split()
             if sign == "+":
                 indices = frozenset(int(index) for index in gpus.removeprefix("gpus=").split(",") if index)

@@ -32,7 +32,8 @@ def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Start]:
         shell = LoopShell(tmp_path, slurm_node=node.node, detection=detection or every)
         made.append(shell)
         detector.main(shell)  # type: ignore[arg-type]
-        shell.until(lambda: shell.facts)
+        # On a busy machine the first fact is told before the slow look at processes has ended.
+        shell.until(lambda: shell.facts and shell.facts[-1][1].scanned)
         return shell
 
     yield begin

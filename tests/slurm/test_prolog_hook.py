@@ -22,7 +22,7 @@ HOOK = Path(__file__).resolve().parents[2] / "etc" / "slurm" / "prolog-llmwd.sh"
 # Of this run alone: the hook finds a user's processes wherever they are. Numbers without an entry in the user database.
 USERS = ALICE, BOB, CAROL, OWNER, STRANGER = range(first := 20_000 + os.getpid() % 8_000 * 5, first + 5)
 DEFAULT_S = 6  # LLMWD_WITHIN
-SLACK_S = 1.5  # for a busy machine
+SLACK_S = 5.0  # for a busy machine
 SPEAKS = """\
 { id -u; id -G; umask; grep NoNewPrivs /proc/self/status; ls /proc/self/fd | wc -l; echo "$@"
 echo $(grep -E "Cap(Inh|Prm|Eff|Bnd)" /proc/self/status)
@@ -235,7 +235,7 @@ def among_children(pid: int, *names: str) -> list[psutil.Process]:
 def waits_for(node: Node, holder: subprocess.Popen[bytes]) -> str:
     """That the hook ends with this process and not before; what it said."""
     with subprocess.Popen([str(HOOK)], env=node.env | {"LLMWD_WITHIN": "30"}, stderr=subprocess.PIPE, text=True) as prolog:
-        wait_until(lambda: among_children(prolog.pid, "sleep"), 10)
+        wait_until(lambda: among_children(prolog.pid, "sleep"), 25)
         holder.kill()
         holder.wait()
         assert prolog.wait(20) == 0
@@ -281,7 +281,7 @@ def test_a_server_on_other_gpus_keeps_nobody_waiting(node: Node) -> None:
     """Its llmwd has proved that it is off these."""
     node.living(ALICE, name=HOLDER)
     place = node.user(ALICE)
-    assert node.prolog().stderr == "" and node.took_s < 2 and said(place)
+    assert node.prolog(LLMWD_WITHIN="30").stderr == "" and node.took_s < 20 and said(place)
 
 
 @pytest.fixture
@@ -342,22 +342,22 @@ def left_of(uid: int) -> list[str]:
 def test_whatever_was_called_costs_the_time_and_no_more_and_leaves_nobody_behind(node: Node, script: str) -> None:
     node.user(ALICE, script=script)
     bob = node.user(BOB)
-    done = node.prolog(LLMWD_WITHIN="1")
+    done = node.prolog(LLMWD_WITHIN="3")  # bob's dozen of programs have that long
     assert said(bob) and (f"uid {ALICE}" in done.stderr) is ("exit 0" not in script)
-    wait_until(lambda: left_of(ALICE) == ["llmwd: root"], 2, what="the end of all but the root")
+    wait_until(lambda: left_of(ALICE) == ["llmwd: root"], 20, what="the end of all but the root")
 
 
 def test_a_call_whose_time_limit_is_stopped_ends_with_the_hook(node: Node) -> None:
     """The `timeout` is root's: only somebody with the same rights could."""
     node.user(ALICE, script="echo > there; while :; do sleep 1; done\n")
-    with subprocess.Popen([str(HOOK)], env=node.env | {"LLMWD_WITHIN": "1"}, stderr=subprocess.PIPE, text=True) as prolog:
+    with subprocess.Popen([str(HOOK)], env=node.env | {"LLMWD_WITHIN": "4"}, stderr=subprocess.PIPE, text=True) as prolog:
         began_s = time.monotonic()
         wait_until((node.folder / f"llmwd-{ALICE}" / "there").exists, 10)
         for child in among_children(prolog.pid, "timeout", "unshare"):
             child.suspend()
-        assert prolog.wait(20) == 0 and time.monotonic() - began_s < 3 + SLACK_S
-        assert "was left alone after 3 s" in prolog.stderr.read()
-    wait_until(lambda: left_of(ALICE) == ["llmwd: root"], 5, what="the end of all but the root")
+        assert prolog.wait(20) == 0 and time.monotonic() - began_s < 6 + SLACK_S
+        assert "was left alone after 6 s" in prolog.stderr.read()
+    wait_until(lambda: left_of(ALICE) == ["llmwd: root"], 20, what="the end of all but the root")
 
 
 def test_garbage_for_a_time_is_the_default(node: Node) -> None:

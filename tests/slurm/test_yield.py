@@ -46,7 +46,7 @@ def wait_for_job(tree: Supervised, job: int, gpus: list[int]) -> dict:
         status = tree.status()
         return status if jobs_of(status).get(str(job)) == gpus else None
 
-    return wait_until(known, 20, every_s=0.05, what=f"job {job} known with GPUs {gpus}")
+    return wait_until(known, 60, every_s=0.05, what=f"job {job} known with GPUs {gpus}")
 
 
 def test_only_a_job_on_our_gpus_makes_us_yield_and_we_resume_when_it_is_gone(beside: tuple[SlurmNode, Supervised]) -> None:
@@ -214,7 +214,7 @@ def test_a_leftover_job_folder_counts_until_it_is_certain_that_it_is_one(beside_
     wait_until(lambda: not leftover.exists(), 30)
     leftover.mkdir()
     try:
-        wait_until(lambda: str(job) in jobs_of(tree.status()), 10, every_s=0.05)
+        wait_until(lambda: str(job) in jobs_of(tree.status()), 30, every_s=0.05)
         pid = tree.serving()["server"]["pid"]
         assert pid is not None
     finally:

@@ -29,6 +29,7 @@ from typing import Self
 
 import psutil
 
+from tests.ports import free_port
 from tests.waiting import wait_until
 
 CGROUP_ROOT = Path("/sys/fs/cgroup")
@@ -173,7 +174,7 @@ class SlurmNode:
             raise SlurmError(f"This machine mounts no {wanted}, which a Slurm node with cgroup {self.cgroup} needs.")
         trouble = ""
         for _ in range(START_ATTEMPTS):
-            # A port may be taken between choosing and binding it, and system.slice removed by another node's stop().
+            # system.slice may be removed by another node's stop().
             try:
                 self._write_files()
                 self._ctld = self._spawn("slurmctld", ["slurmctld", "-D"])
@@ -291,6 +292,7 @@ class SlurmNode:
         """Returns when slurmd listens."""
         command = ["slurmd", "-D", "-N", self.node]
         if self.cgroup == "v2":
+            self.scope.parent.mkdir(exist_ok=True)  # gone with the last scope in it; slurmd makes no more than its own
             if "\n" in Path("/proc/self/cgroup").read_text().strip():  # v1 lines beside the one of v2
                 command = ["env", f"LD_PRELOAD={self.folder}/preload_cgroup.so", *command]
             if cgroup_mounts()["cgroup2"] != CGROUP_ROOT:
@@ -314,7 +316,7 @@ class SlurmNode:
             device = self.folder / "dev" / f"nvidia{minor}"
             if not device.exists():
                 os.mknod(device, 0o666 | stat.S_IFCHR, os.makedev(NVIDIA_MAJOR, minor))
-        ctld_port, slurmd_port = _free_ports(2)
+        ctld_port, slurmd_port = free_port(), free_port()
         text = SLURM_CONF.format(
             node=self.node,
             host=socket.gethostname().partition(".")[0],
@@ -329,7 +331,6 @@ class SlurmNode:
         (self.folder / "gres.conf").write_text(devices if self.gpus else "")
         (self.folder / "cgroup.conf").write_text(CGROUP_CONF.format(cgroup=self.cgroup))
         if self.cgroup == "v2":
-            self.scope.parent.mkdir(exist_ok=True)
             library = self.folder / "preload_cgroup.so"
             build = ["cc", "-shared", "-fPIC", "-O1", "-o", str(library), str(PRELOAD_SOURCE), "-ldl"]
             subprocess.run(build, check=True)
@@ -416,7 +417,7 @@ def _alive(daemon: subprocess.Popen[bytes] | None) -> bool:
     return daemon is not None and daemon.poll() is None
 
 
-def _end(daemon: subprocess.Popen[bytes] | None, sig: signal.Signals, within_s: float = 10) -> None:
+def _end(daemon: subprocess.Popen[bytes] | None, sig: signal.Signals, within_s: float = 30) -> None:
     """Signals our own child, waits, and kills what does not listen."""
     if not daemon or not _alive(daemon):
         return
@@ -427,15 +428,6 @@ def _end(daemon: subprocess.Popen[bytes] | None, sig: signal.Signals, within_s: 
     except subprocess.TimeoutExpired:
         daemon.kill()
         daemon.wait()
-
-
-def _free_ports(count: int) -> list[int]:
-    """Distinct ports nobody had a moment ago."""
-    with contextlib.ExitStack() as held:
-        sockets = [held.enter_context(socket.socket()) for _ in range(count)]
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
 
 
 def _pids_in(tree: Path) -> list[int]:

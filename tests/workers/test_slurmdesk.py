@@ -1,6 +1,7 @@
 """Whether this host is a node of Slurm's, by default settings: "no" only on proof, for without Slurm nothing is asked."""
 
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -8,6 +9,8 @@ import pytest
 
 from llmwd.adapters import slurmtraces
 from llmwd.core.claims import Claims
+from llmwd.messages import JobSeen
+from llmwd.vocab import Source
 from llmwd.workers.slurmdesk import SlurmDesk
 from tests.fakes.loop_shell import LoopShell
 
@@ -21,7 +24,7 @@ def ask(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Ask]:
     """ask(what sinfo does, in shell; None: it is not installed; trace): the desk after its first answer."""
     programs = tmp_path / "bin"
     programs.mkdir()
-    for name in ("sh", "bash", "env"):  # all else that the settings' files and the stand-ins need
+    for name in ("sh", "bash", "env", "tail"):  # all else that the settings' files and the stand-ins need
         (programs / name).symlink_to(shutil.which(name))
     monkeypatch.setenv("PATH", str(programs))
     made: list[tuple[SlurmDesk, LoopShell]] = []
@@ -96,6 +99,36 @@ def test_a_node_whose_gpus_become_others_is_known_by_the_next_reading(ask: Ask, 
     shell = desk._shell
     shell.until(lambda: desk.state.works, 10)
     assert (desk.node.gpus, desk.node.counts, desk.grant_why(0.0)) == (3, (3,), "")
+
+
+def test_plans_that_are_not_understood_or_not_told_end_nothing_and_are_said_once(
+    ask: Ask, caplog: pytest.LogCaptureFixture
+) -> None:
+    use = "*GresUsed*) printf '%-256s%-64s%s\\n' 'gpu:h200:0(IDX:N/A)' idle gpu:h200:4 ;;"
+    desk = ask(
+        f'case "$0 $*" in *squeue*) echo "from job $$" ;; *reservations*) echo no >&2; exit 1 ;; {use} *) {MINE} ;; esac', lookahead=True
+    )
+    shell = desk._shell
+    for _ in range(3):
+        shell.until(lambda: not desk.ahead.grant_why() and not desk._calls, 30)
+        assert {(plans.kind, len(plans.expected)) for plans in desk.ahead.plans} == {("pending jobs", 1), ("reservations", 0)}
+        desk.ahead.adopt(())  # as when both are asked for the first time
+        desk.pump()
+    told = [line for line in caplog.messages if "look-ahead" in line]
+    assert len(told) == 2 and "a pending job: 'from job" in told[0] and "does not tell the reservations" in told[1]
+
+
+def test_a_job_whose_question_hangs_is_known_by_a_reading_of_the_node_before_it_counts_as_one_on_our_gpus(ask: Ask) -> None:
+    """It is alone, and nothing else makes us ask: the next reading would come a minute later."""
+    use = "*GresUsed*) printf '%-256s%-64s%s\\n' 'gpu:h200:1(IDX:1)' mixed gpu:h200:4 ;;"
+    desk = ask(f'case "$0 $*" in *"show job"*) exec tail -f /dev/null ;; {use} *) {MINE} ;; esac', reconcile_s=60.0, scontrol_timeout_s=30.0)
+    shell, claims = desk._shell, desk._claims
+    claims.resolve_deadline_s = 6.0
+    shell.until(lambda: desk.state.works, 30)
+    claims.see((JobSeen(id="7", sources=(Source.stepd,), seen_s=time.monotonic()),), time.monotonic())
+    desk.pump()
+    shell.until(lambda: not claims.views(time.monotonic())[0].pending, 30)
+    assert claims.views(time.monotonic())[0].gpus == {1}
 
 
 def test_traces_are_daemons_and_their_cgroups(tmp_path: Path) -> None:
