@@ -12,12 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from llmwd.adapters import procs
 from llmwd.adapters.logfile import LOOK_BYTES
 from llmwd.core import tunnelfaults
 from llmwd.core.tunnelconfig import GRACE_S
 from llmwd.messages import Done, DoorFact, ResetOrder
 from llmwd.vocab import NodePhase, Phase
+from tests.adapters.held import running
 from tests.fakes import cloudflared
 from tests.waiting import wait_until
 from tests.workers.harness import Stage, server_fact
@@ -83,7 +83,7 @@ def tunnel(tmp_path):
 
 
 def one_gone(pid: int, within_s: float = 20.0) -> None:
-    wait_until(lambda: pid == 0 or procs.stat(pid) is None or procs.stat(pid).dead, within_s, what=f"the end of {pid}")
+    wait_until(lambda: pid == 0 or not running([pid]), within_s, what=f"the end of {pid}")
 
 
 def test_a_tunnel_that_is_not_configured_is_off_and_answers_the_line(tunnel):
@@ -161,7 +161,7 @@ def test_it_stays_while_the_gpus_are_given_back_and_goes_when_the_server_is_gone
     stage.publish("vllm", server_fact(NodePhase.yielding))
     published_s = time.monotonic()
     stage.until_fact(phase=Phase.ready, at_s=lambda at_s: at_s > published_s)
-    assert not procs.stat(pid).dead
+    assert running([pid])
     stage.publish("vllm", server_fact(NodePhase.waiting))
     stage.until_fact(phase=Phase.stopped, detail="waiting for the model", pid=None)
     one_gone(pid)
@@ -576,8 +576,7 @@ def test_an_ordered_stop_ends_cloudflared_within_its_time(tunnel, flags):
     stage.serve()
     pid = stage.until_fact(phase=Phase.ready).pid
     assert stage.stop(within_s=4.0) == 0
-    found = procs.stat(pid)
-    assert found is None or found.dead
+    assert not running([pid])
     assert "the tunnel is down" in stage.log()
 
 
