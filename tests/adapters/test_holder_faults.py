@@ -317,7 +317,8 @@ def test_lost_output_is_counted_once_the_disk_has_room_again(hold, tmp_path):
     lost = tmp_path / "lost"
     program = f"""
 import pathlib, time
-print('lost', flush=True)
+for _ in range(32):
+    print('lost' * 16384, flush=True)  # twice what the pipe holds: some of it was taken out, and has been lost
 pathlib.Path({str(lost)!r}).touch()
 for number in range(10_000):
     print(number, flush=True)
