@@ -39,6 +39,7 @@ FLAGS = {  # name: (type, meaning)
 }
 open_now = {"requests": 0, "looks": 0}
 pids: dict[str, list[int]] = {"engine": [], "tracker": [], "grandchild": [], "children": []}
+settled, says_settled = os.pipe()  # a byte from each process of the tree that is as it is to stay
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
@@ -87,6 +88,9 @@ def sleep_for_ever(name: str = "", deaf: bool = False, session: bool = False) ->
     if name:
         with open("/proc/self/comm", "w") as file:
             file.write(name)
+    os.write(says_settled, b".")
+    os.close(settled)
+    os.close(says_settled)
     while True:
         signal.pause()
 
@@ -111,6 +115,10 @@ def make_tree(args: argparse.Namespace) -> None:
         pids["grandchild"].append(int(os.read(out, 20)))
     for number in range(args.children or 0):
         pids["children"].append(fork(sleep_for_ever, "", args.ignore_term, number % 10 == 0))
+    # Else who has read the report may signal one that is not deaf yet.
+    missing = len(pids["engine"]) + len(pids["grandchild"]) + len(pids["children"])
+    while missing:
+        missing -= len(os.read(settled, missing))
 
 
 class Signals:
