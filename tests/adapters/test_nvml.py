@@ -57,7 +57,7 @@ def gone(pid: int) -> bool:
     """Ended; whether it is reaped already does not matter."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):  # the latter: it was reaped between opening and reading
         return True
 
 

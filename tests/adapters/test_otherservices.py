@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from llmwd.adapters import otherservices, procs
+from llmwd.adapters import otherservices
+from tests.adapters.held import running
 from tests.fakes.ntfy import NtfyServer
 from tests.waiting import wait_until
 
@@ -31,7 +32,7 @@ def test_it_ends_with_its_parent():
             wait_until(lambda: server.tries, 60)
             (child,) = children(parent.pid)
             parent.kill()
-        wait_until(lambda: procs.stat(child) is None or procs.stat(child).dead, 2)  # apprise itself waits 4 s
+        wait_until(lambda: not running([child]), 2)  # apprise itself waits 4 s
 
 
 def children(pid: int) -> list[int]:

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from llmwd.adapters import procs, slurm
+from llmwd.adapters import slurm
+from tests.adapters.held import running
 from tests.waiting import wait_until
 
 
@@ -50,7 +51,7 @@ def test_what_a_sites_wrapper_has_started_ends_with_it(tmp_path: Path, end: str)
     pid = int(wait_until((tmp_path / "pid").exists) and (tmp_path / "pid").read_text())
     answer = call.kill() if end == "overdue" else ended(call)
     assert (answer.status is None) == (end == "overdue")
-    wait_until(lambda: procs.stat(pid) is None or procs.stat(pid).state in "ZX", what="the end of the child")
+    wait_until(lambda: not running([pid]), what="the end of the child")
 
 
 def test_a_command_that_is_overdue_is_told_with_what_it_had_said(tmp_path: Path) -> None:

@@ -39,9 +39,10 @@ RUN_FLAGS = {"--token", "--token-file", "--credentials-file", "--url", "--protoc
 
 def wrapper(folder: Path, *flags: str) -> Path:
     """A program in `folder` that is cloudflared with these flags of the stand-in."""
-    path = folder / "cloudflared"
-    path.write_text(f'#!/bin/sh\nexec "{sys.executable}" "{Path(__file__).resolve()}" {" ".join(flags)} -- "$@"\n')
-    path.chmod(0o755)
+    path, draft = folder / "cloudflared", folder / "cloudflared.new"
+    draft.write_text(f'#!/bin/sh\nexec "{sys.executable}" "{Path(__file__).resolve()}" {" ".join(flags)} -- "$@"\n')
+    draft.chmod(0o755)
+    draft.replace(path)  # as a whole: the one before it may be started at any moment
     return path
 
 
@@ -139,6 +140,9 @@ class Edge:
     def connections(self) -> int:
         now_s = time.monotonic()
         here = self.flags.ready_file is None or os.path.exists(self.flags.ready_file)
+        # Here, not in the main loop: who has been told of the loss by /ready may have brought the edge back before that looks.
+        if self.flags.stays_lost and not here and self.first_s is not None:
+            self.lost = True
         if self.ending or self.lost or self.flags.unauthorized or not here or now_s - self.started_s < self.ready_after_s:
             self.first_s = None
             return 0
@@ -286,7 +290,7 @@ def run(flags: argparse.Namespace, given: dict[str, str], quick: bool) -> None:
                 log("INF", f"Registered tunnel connection connIndex={connections - 1} ip={flags.edge_ip} location=ams01 protocol=http2")
             else:
                 log("INF", "Lost connection with the edge connIndex=0")
-            was, edge.lost = connections, flags.stays_lost and not connections
+            was = connections
         elif flags.udp_blocked and not connections and tries < ran_s:
             tries += 1
             why = 'error="failed to dial to edge with quic: timeout: no recent network activity"'

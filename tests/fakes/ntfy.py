@@ -113,12 +113,11 @@ class NtfyServer(ThreadingHTTPServer):
             if self.old:
                 kept.pop("sequence_id", None)
             sid = kept.get("sequence_id")
-            if sid:
-                self.scheduled = [(at, one) for at, one in self.scheduled if one.get("sequence_id") != sid]
+            others = [(at, one) for at, one in self.scheduled if not sid or one.get("sequence_id") != sid]
             delay_s = seconds(kept.pop("delay", ""))
-            if delay_s:
-                self.scheduled.append((time.time() + self.ahead_s + delay_s, kept))
-            else:
+            # In one step: a test that looks meanwhile sees the one before or this one.
+            self.scheduled = [*others, (time.time() + self.ahead_s + delay_s, kept)] if delay_s else others
+            if not delay_s:
                 self._show(kept)
         return kept
 

@@ -1,6 +1,7 @@
 """The notifier as a real process, with a local ntfy server; long because each promise about a notice is one short test."""
 
 import base64
+import contextlib
 import json
 import os
 import socket
@@ -37,6 +38,7 @@ from tests.fakes.ntfy import NtfyServer
 from tests.workers.harness import Stage, server_fact
 
 TOPIC = "secret-topic-of-node7"
+ENOUGH_S = 20.0  # for a stop that is over as soon as all is told
 
 
 class Notifier(Stage):
@@ -58,8 +60,17 @@ class Notifier(Stage):
 
 def kept_titles(stage: Stage) -> list[str]:
     """Of the notices that wait on disk."""
-    with sqlite3.connect(stage.dirs.state / "outbox.sqlite3") as there:
-        return [json.loads(body)["title"] for (body,) in there.execute("SELECT body FROM kept WHERE name != 'state'")]
+    return [json.loads(body)["title"] for (body,) in kept(stage, "name != 'state'")]
+
+
+def kept(stage: Stage, which: str) -> list[tuple[bytes]]:
+    """Bodies. It never makes the file: a notifier that has just begun may not have done so, nor the table in it."""
+    path = stage.dirs.state / "outbox.sqlite3"
+    if not path.exists():
+        return []
+    with contextlib.closing(sqlite3.connect(f"{path.as_uri()}?mode=rw", uri=True, timeout=30)) as there:
+        made = there.execute("SELECT count(*) FROM sqlite_master WHERE name = 'kept'").fetchone()[0]
+        return there.execute(f"SELECT body FROM kept WHERE {which}").fetchall() if made else []
 
 
 def journal(stage: Stage) -> list[str]:
@@ -121,7 +132,7 @@ def test_the_story_of_a_day_is_told_in_order(stage):
     stage.be(NodePhase.serving, ready_at=2000.0)
     stage.until(lambda: len(stage.server.titles) == 4)
     stage.until_fact(sent=4, waiting=0, failed=0)
-    assert stage.stop(5.0) == 0
+    assert stage.stop(ENOUGH_S) == 0
     stage.until_told(
         "Serving tiny on node7", "Tunnel up: https://llm.example.org", "Yielded to Slurm job 42 on node7",
         "Resumed: tiny on node7", "Stopped: llmwd on node7",
@@ -248,7 +259,7 @@ def test_a_stop_without_network_leaves_its_notices_to_the_next_start(stage):
     stage.start()
     stage.be(NodePhase.serving)
     stage.until_fact(waiting=1)
-    assert stage.stop(1.5) == 0
+    assert stage.stop(4.0) == 0
     stage.server.up()
     stage.start()
     # A third may follow: to this start the manager of the stage, which has not stopped, serves.
@@ -310,7 +321,10 @@ def test_a_token_and_a_password_come_from_files_and_a_new_one_is_taken_at_once(t
         stage.order(ResetOrder(by="ann"))
         stage.until_told("Serving tiny on node7")
         password.write_text("pass-word-1\n")
+        stage.reload(**stage.base | {"NTFY_TOPIC": ""})
+        stage.until_fact(phase=Phase.stopped)
         stage.reload(**stage.base | {"NTFY_TOKEN_FILE": "", "NTFY_USER": "ann", "NTFY_PASSWORD_FILE": password})
+        stage.until_fact(phase=Phase.ready)  # read: before that the notice would go out with the token, which is good
         stage.be(NodePhase.failed, reason=Reason.server_failed)
         assert f"chmod 600 {password}" in stage.until_fact(phase=Phase.failed).detail
         password.chmod(0o600)
@@ -332,7 +346,7 @@ def test_tags_and_the_way_to_the_status_page_are_sent_and_events_can_be_left_out
         assert server.messages[0]["click"] == "https://llm.example.org/"
         stage.be(NodePhase.failed, reason=Reason.server_failed)
         stage.be(NodePhase.serving, ready_at=2000.0)
-        assert stage.stop(5.0) == 0
+        assert stage.stop(ENOUGH_S) == 0
         stage.until_told("Serving tiny on node7", "Stopped: llmwd on node7")
 
 
@@ -386,7 +400,7 @@ def test_the_server_tells_the_death_of_a_node_and_nothing_after_an_orderly_end(t
         assert 1700 < fact.deadman_at - time.time() <= 1801 and len(server.scheduled) == 1
         stage.worker.kill()
         stage.start()
-        stage.until(lambda: len(server.tries) == 3, what="renewed by the next incarnation")
+        stage.until(lambda: len(server.tries) >= 3, what="renewed by the next incarnation")
         stage.until_fact(deadman_at=lambda at: at)
         assert len(server.scheduled) == 1
         stage.worker.kill()
@@ -395,7 +409,7 @@ def test_the_server_tells_the_death_of_a_node_and_nothing_after_an_orderly_end(t
         assert server.messages[1]["priority"] == 4
         stage.start()
         stage.until_fact(deadman_at=lambda at: at)
-        assert stage.stop(5.0) == 0
+        assert stage.stop(ENOUGH_S) == 0
         assert server.scheduled == []
 
 
@@ -408,9 +422,8 @@ def with_deadman(stage: Notifier, waiting: int = 0) -> None:
 
 
 def kept_state(stage: Stage) -> outbox.State:
-    with sqlite3.connect(stage.dirs.state / "outbox.sqlite3") as there:
-        row = there.execute("SELECT body FROM kept WHERE name = 'state'").fetchone()
-    return msgspec.json.decode(row[0], type=outbox.State) if row else outbox.State()
+    rows = kept(stage, "name = 'state'")
+    return msgspec.json.decode(rows[0][0], type=outbox.State) if rows else outbox.State()
 
 
 @pytest.mark.parametrize("trouble", ["another service is down", "429", "one DELETE fails"])
@@ -432,7 +445,7 @@ def test_what_an_orderly_end_could_not_take_back_is_taken_back_by_the_next_start
     with Notifier(tmp_path, server, NTFY_DEADMAN=30) as stage:
         with_deadman(stage)
         server.delete_plan[:] = ["503"] * 99
-        assert stage.stop(2.0) == 0
+        assert stage.stop(5.0) == 0
         (left,) = kept_state(stage).back
         assert [kept["sequence_id"] for _, kept in server.scheduled] == [left.sid] and len(server.deletes) > 1
         server.delete_plan.clear()
@@ -466,7 +479,7 @@ def test_another_server_gets_a_dead_mans_notice_only_once_it_has_shown_that_it_c
             stage.reload(**stage.base | {"NTFY_SERVER": old.url})
             stage.until(lambda: server.scheduled == [], what="taken back at the former server")
             stage.be(NodePhase.failed, reason=Reason.server_failed)
-            assert "2.16" in stage.until_fact(deadman=lambda why: why, waiting=0).deadman
+            assert "2.16" in stage.until_fact(deadman=lambda why: why, sent=2, waiting=0).deadman  # 2: the old one has answered
             stage.reload(**stage.base)
             stage.until_fact(deadman="waits for the first notice, to see that the server can (from ntfy 2.16 on)")
             stage.be(NodePhase.serving, ready_at=2000.0)
@@ -586,7 +599,7 @@ def test_flapping_is_told_in_one_notice_that_counts(stage):
         stage.be(NodePhase.waiting)
         stage.until(lambda: f"yielded:{7 + turn}" == kept_state(stage).told.server)
     stage.until(lambda: "5 yields in 10 minutes: node7" in kept_titles(stage))
-    assert stage.stop(5.0) == 0
+    assert stage.stop(ENOUGH_S) == 0
     told = [title.split()[0] for title in stage.server.titles]
     assert told == ["Serving", "Yielded", "Resumed:", "Yielded", "Resumed:", "5", "Stopped:"]
 
