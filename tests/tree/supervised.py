@@ -38,6 +38,12 @@ def free_port() -> int:
         return trial.getsockname()[1]
 
 
+def pids_in(status: dict) -> dict[str, int]:
+    """Of the workers, the server and the root."""
+    found = {worker["name"]: worker["pid"] for worker in status["workers"]}
+    return found | {"server": status["server"]["pid"], "root": status["root"]["pid"]}
+
+
 class Supervised:
     """Start it with start(), ask it with status(), order it with ctl(); close() ends it, checks that nothing is left, and
     that the observer saw no guarantee broken.
@@ -197,9 +203,7 @@ class Supervised:
 
     def pids(self) -> dict[str, int]:
         """Of the workers, the server and the root."""
-        status = self.status()
-        found = {worker["name"]: worker["pid"] for worker in status["workers"]}
-        return found | {"server": status["server"]["pid"], "root": status["root"]["pid"]}
+        return pids_in(self.status())
 
     def left(self) -> list[tuple[int, bytes]]:
         """Living processes that carry this test's mark, wherever they have gone; cloudflared gets no mark, but our folder."""

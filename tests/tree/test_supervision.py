@@ -5,7 +5,7 @@ import signal
 import pytest
 
 from tests.tree.conftest import Start
-from tests.tree.supervised import WORKERS, Supervised
+from tests.tree.supervised import WORKERS, Supervised, pids_in
 from tests.waiting import wait_until
 
 
@@ -14,7 +14,8 @@ def replaced(tree: Supervised, before: dict[str, int], names: set[str], within_s
 
     def done() -> dict[str, int] | None:
         assert tree.answers(), "the model did not answer meanwhile"
-        status, now = tree.status(), tree.pids()
+        status = tree.status()
+        now = pids_in(status)
         changed = {name for name in now if now[name] != before[name]}
         ready = status["phase"] == "serving" and all(worker["phase"] == "ready" for worker in status["workers"])
         return now if ready and names <= changed else None
