@@ -222,7 +222,9 @@ def running_supervisor(runtime: Path) -> tuple[int, int] | None:
     try:
         fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
-        return _pid_and_start(os.pread(fd, 100, 0)) or (0, 0)
+        told = _pid_and_start(os.pread(fd, 100, 0))
+        # Between its lock and its word the file holds what the one before it wrote, whose facts are still there, too.
+        return told if told is not None and alive(*told) else (0, 0)
     finally:
         os.close(fd)
     return None

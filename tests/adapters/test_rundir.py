@@ -1,13 +1,16 @@
 """Who could put another folder, or something in it, in the place of ours; and the files there."""
 
+import fcntl
 import os
 import stat
+import subprocess
 from pathlib import Path
 
 import pytest
 
 from llmwd import ownership
-from llmwd.adapters.rundir import DirError, make_ours, make_private
+from llmwd.adapters.procs import start_ticks
+from llmwd.adapters.rundir import DirError, make_ours, make_private, running_supervisor
 
 STRANGER = 54321  # a uid and a gid that nobody has
 
@@ -133,3 +136,20 @@ def test_a_folder_that_others_read_is_closed_to_them_only_while_nothing_is_in_it
         make_private(folder, "state")
     assert stat.S_IMODE(folder.stat().st_mode) == (0o755 if full else 0o700)
     make_ours(folder, "simulation")
+
+
+def test_a_supervisor_that_has_the_lock_and_not_said_who_it_is_is_not_taken_for_the_dead_one_before_it(tmp_path: Path) -> None:
+    with subprocess.Popen(["sleep", "1000"]) as dead:
+        before = f"{dead.pid} {start_ticks(dead.pid)}\n"
+        dead.kill()
+    with (tmp_path / "supervisor.lock").open("w") as lock:
+        lock.write(before)
+        lock.flush()
+        assert running_supervisor(tmp_path) is None
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert running_supervisor(tmp_path) == (0, 0)
+        lock.seek(0)
+        lock.truncate()
+        lock.write(f"{os.getpid()} {start_ticks(os.getpid())}\n")
+        lock.flush()
+        assert running_supervisor(tmp_path) == (os.getpid(), start_ticks(os.getpid()))
