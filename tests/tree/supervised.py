@@ -3,9 +3,11 @@
 The observer watches it from before its start until nothing of it is left, and judges it by the guarantees.
 """
 
+import collections
 import http.client
 import json
 import os
+import random
 import shutil
 import signal
 import socket
@@ -32,10 +34,27 @@ OBSERVED_EVERY_S = 0.04  # a look costs about a millisecond
 WORKERS = ("notifier", "detector", "resolver", "vllm", "door", "tunnel")
 
 
+# Ours among all tests of this machine: while one of these is bound, no other test gets the port of its name. By the kernel,
+# so nothing is left of a test that was killed. As many as the tests of one process may use at once.
+_PORTS_KEPT: collections.deque[socket.socket] = collections.deque(maxlen=200)
+
+
 def free_port() -> int:
-    with socket.socket() as trial:
-        trial.bind(("127.0.0.1", 0))
-        return trial.getsockname()[1]
+    """Below what the kernel gives those who ask for any port: between this look and the server's start, and whenever the
+    server is away, one of those could else have it."""
+    lowest_given = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    while True:
+        port = random.randrange(11_000, max(lowest_given, 20_000))  # 10080 is one that browsers refuse
+        kept, trial = socket.socket(socket.AF_UNIX), socket.socket()
+        with trial:
+            try:
+                kept.bind(f"\0llmwd-test-port-{port}")
+                trial.bind(("127.0.0.1", port))
+            except OSError:
+                kept.close()
+                continue
+        _PORTS_KEPT.append(kept)
+        return port
 
 
 def pids_in(status: dict) -> dict[str, int]:
