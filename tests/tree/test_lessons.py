@@ -26,7 +26,7 @@ from tests.waiting import wait_until
 TUNNEL = {"TUNNEL_HOSTNAME": "llm.example.org", "TUNNEL_ID": "6ff42ae2-765d-4adf-8112-31c55c1551ef"}
 
 
-def gone(tree: Supervised, within_s: float = 10) -> None:
+def gone(tree: Supervised, within_s: float = 20) -> None:
     wait_until(lambda: not [cmd for _, cmd in tree.left() if b"server.py" in cmd], within_s, what="the end of the server")
 
 
