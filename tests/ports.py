@@ -6,7 +6,7 @@ import random
 import socket
 from pathlib import Path
 
-FIRST = 10_000
+FIRST = 11_000  # browsers refuse 10080
 _held: list[socket.socket] = []
 
 

@@ -58,7 +58,8 @@ def test_a_supervisor_without_facts_yet_is_starting(stand):
     assert (told["phase"], told["reason"]) == ("waiting", "starting")
 
 
-def test_an_answer_that_is_read_before_its_cause_is_read_again(stand):
+def test_an_answer_that_is_read_before_its_cause_is_read_again(stand, monkeypatch):
+    monkeypatch.setattr("llmwd.ctl.place.TORN_FOR_S", 20)  # for a thread that gets its turn late
     stand.begin()
     cause = stand.gpus(lease=None, hold=Hold(since_at=0.0, by="ann"))
     stand.say(stand.server(node_phase=NodePhase.held, reason=Reason.held, heard_s=cause.at_s))

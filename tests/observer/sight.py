@@ -124,7 +124,8 @@ class Sight:
         names = dict(entry.split("=", 1) for entry in environ if "=" in entry)
         gpus = frozenset(int(word) for word in re.findall(r"\d+", names.get("CUDA_VISIBLE_DEVICES", "")))
         if gpus and not process.gpus:  # it became a server just now: what forked earlier was none
-            process.not_before_s, process.first_s = self.before_s, now_s
+            # An older one is not looked at each time: it may have become it any time since it was.
+            process.not_before_s, process.first_s = process.looked_s or self.before_s, now_s
         process.looked_s, process.gpus, process.tree = now_s, gpus, names.get("LLMWD_TREE", "")
         title = _TITLE.match(command)
         if gpus:

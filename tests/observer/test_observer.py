@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tests.observer.driver import DriverSight
 from tests.observer.judge import Bounds, Judge
-from tests.observer.sight import Job, Process, Sample, parse, start_of
+from tests.observer.sight import Job, Process, Sample, Sight, parse, start_of
 from tests.waiting import wait_until
 
 ROOT = Path(__file__).parents[2]
@@ -208,6 +208,18 @@ def test_the_drivers_world_is_read_as_the_driver_reads_it(tmp_path: Path) -> Non
     gpus[0] = gpus[0].replace("used=400", f"used={3 << 30}")
     assert seen(ours={pid}, served=frozenset([0])) == set()  # it may be ours
     assert seen(ours={pid}) == seen(ours={pid}, served=frozenset([0])) == {"memory on GPU 0"}
+
+
+def test_what_becomes_a_server_late_may_have_become_it_any_time_since_the_last_look_at_its_environment(tmp_path: Path) -> None:
+    sight = Sight("M=x", "/nobody", tmp_path, before_s=9.96)
+    forked = Process(7, 1, 1, 5.0, 5.0)
+    sight._describe(forked, ["M=x"], "python holder", 9.6)
+    assert (forked.role, forked.not_before_s) == ("other", 5.0)
+    sight._describe(forked, ["M=x", "CUDA_VISIBLE_DEVICES=SIM-6,SIM-7", "LLMWD_TREE=t"], "python server", 10.0)
+    assert (forked.role, forked.gpus, forked.not_before_s, forked.first_s) == ("server", {6, 7}, 9.6, 10.0)
+    new = Process(8, 1, 1, 9.96, 10.0)
+    sight._describe(new, ["M=x", "CUDA_VISIBLE_DEVICES=SIM-5"], "python server", 10.0)
+    assert new.not_before_s == 9.96
 
 
 def test_jobs_are_read_as_they_are_written() -> None:

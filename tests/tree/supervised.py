@@ -32,6 +32,12 @@ OBSERVED_EVERY_S = 0.04  # a look costs about a millisecond
 WORKERS = ("notifier", "detector", "resolver", "vllm", "door", "tunnel")
 
 
+def pids_in(status: dict) -> dict[str, int]:
+    """Of the workers, the server and the root."""
+    found = {worker["name"]: worker["pid"] for worker in status["workers"]}
+    return found | {"server": status["server"]["pid"], "root": status["root"]["pid"]}
+
+
 class Supervised:
     """Start it with start(), ask it with status(), order it with ctl(); close() ends it, checks that nothing is left, and
     that the observer saw no guarantee broken.
@@ -191,9 +197,7 @@ class Supervised:
 
     def pids(self) -> dict[str, int]:
         """Of the workers, the server and the root."""
-        status = self.status()
-        found = {worker["name"]: worker["pid"] for worker in status["workers"]}
-        return found | {"server": status["server"]["pid"], "root": status["root"]["pid"]}
+        return pids_in(self.status())
 
     def left(self) -> list[tuple[int, bytes]]:
         """Living processes that carry this test's mark, wherever they have gone; cloudflared gets no mark, but our folder."""

@@ -99,7 +99,8 @@ class Bench:
 
     def calls(self) -> list[dict]:
         path = self.folder / "calls.jsonl"
-        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+        lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+        return [json.loads(line) for line in lines if line.endswith("\n")]  # the last one may be half written
 
     def result(self) -> dict:
         (path,) = (self.folder / "bench-results").glob("*.json")

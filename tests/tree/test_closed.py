@@ -103,7 +103,24 @@ def test_without_a_door_the_models_key_is_in_no_file_of_the_doors(supervised: St
     tree.serving()
     tree.all_ready()
     key = (tree.state / "api-key").read_text().strip()
-    assert [path for path in tree.runtime.rglob("*") if path.is_file() and key in path.read_text(errors="replace")] == []
+    texts = {path: text_of(path) for path in tree.runtime.rglob("*") if path.is_file()}
+    assert any(texts.values()) and [path for path, text in texts.items() if key in text] == []
+
+
+def text_of(path: Path) -> str:
+    """"" of what is gone by now: a worker's draft of a fact, renamed since."""
+    try:
+        return path.read_text(errors="replace")
+    except FileNotFoundError:
+        return ""
+
+
+def open_to_others(path: Path) -> bool:
+    try:
+        found = path.lstat()
+    except FileNotFoundError:  # a database's journal, deleted since
+        return False
+    return bool(found.st_mode & 0o077) and not stat.S_ISLNK(found.st_mode)
 
 
 def test_another_user_of_the_node_can_neither_read_nor_write_nor_reach_anything_of_it(busy: Supervised) -> None:
@@ -116,7 +133,7 @@ def test_another_user_of_the_node_can_neither_read_nor_write_nor_reach_anything_
     assert sum(path.is_socket() for path in paths) >= 8
     found = [path for path in paths if path.exists()]
     # From the first instant, with any umask: nothing was made open and closed later.
-    assert [path for path in found if path.lstat().st_mode & 0o077 and not path.is_symlink()] == []
+    assert [path for path in found if open_to_others(path)] == []
     ours = [*(busy.pids()[name] for name in ("root", *WORKERS)), busy.server_fact().holder_pid]
     assert {umask_of(pid) for pid in ours} == {"0077"} and umask_of(busy.pids()["server"]) == "0000"
     if os.getuid() != 0:  # nobody to become: the modes have to do

@@ -36,7 +36,8 @@ def test_a_job_in_the_middle_of_a_stream_ends_it_and_clients_are_told_until_the_
     with pytest.raises((openai.APIConnectionError, httpx.RemoteProtocolError)):
         for _ in stream:
             pass
-    assert time.monotonic() - began_s < 10
+    assert time.monotonic() - began_s < 20
+    wait_until(lambda: out.says("yielded_to_job"))  # the model may be gone before the door has heard why
     with pytest.raises(openai.APIStatusError) as refused:
         out.stream(1)
     assert refused.value.status_code == 503 and refused.value.code == "yielded_to_job"
@@ -86,10 +87,10 @@ def test_keys_come_go_and_expire_within_a_second_and_no_stream_is_cut(outside):
         wait_until(lambda: out.status("GET", "/health", bob) == wanted, 20, what=f"{wanted} for bob")
         took_s.append(time.monotonic() - began_s)
     assert statistics.median(took_s) <= 1.0 + READ_EVERY_S, took_s  # (of several: others may need the machine just then)
-    ends_at = time.time() + 3
+    ends_at = time.time() + 8
     out.keys(alice=None, bob=ends_at)
-    wait_until(lambda: out.status("GET", "/health", bob) == 200, 2.9)
-    wait_until(lambda: out.status("GET", "/health", bob) == 401, 10, what="the end of bob's key")
+    wait_until(lambda: out.status("GET", "/health", bob) == 200, 7.9)
+    wait_until(lambda: out.status("GET", "/health", bob) == 401, 30, what="the end of bob's key")
     assert time.time() >= ends_at
     assert sum(1 for _ in stream) == 1499 and out.caddy_pid == pid
     assert out.status("GET", "/health") == 200
@@ -109,7 +110,8 @@ def test_without_a_key_that_holds_it_is_shut_and_says_what_is_true(outside):
 
 
 def test_a_request_may_wait_for_a_model_that_restarts_even_before_its_end_has_been_noticed(outside):
-    out = outside({"FAKE_READY_AFTER": 1}, DOOR_HOLD=20).served()
+    # A lease that outlasts the stop: else the manager is killed for it, or begins again with a lease that is about to end.
+    out = outside({"FAKE_READY_AFTER": 1}, DOOR_HOLD=20, LEASE_TTL=60).served()
     out.tree.signal("vllm", signal.SIGSTOP)  # who would notice
     out.tree.signal("server", signal.SIGKILL)
     wait_until(lambda: not out.tree.answers())
@@ -121,7 +123,7 @@ def test_a_request_may_wait_for_a_model_that_restarts_even_before_its_end_has_be
             waiting.result(1)
         out.tree.signal("vllm", signal.SIGCONT)
         assert waiting.result(30)[0] == 200
-    assert out.tree.status()["server"]["deaths"] == 1
+    assert out.tree.status()["server"]["deaths"] == 1, out.tree.journal("server_died")
 
 
 def test_a_request_that_waits_is_told_when_a_job_comes_instead_of_the_model(outside):

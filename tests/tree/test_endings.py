@@ -50,19 +50,19 @@ def test_a_supervisor_started_after_a_violent_death_serves_again(supervised: Sta
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_everything_in_reverse_order_with_exit_0(supervised: Start, number: int) -> None:
-    tree = supervised(STUBBORN, YIELD_GRACE=1.5)
+    tree = supervised(STUBBORN, YIELD_GRACE=4)
     tree.all_ready()
     started = {worker["name"]: (worker["pid"], procs.start_ticks(worker["pid"])) for worker in tree.status()["workers"]}
     tree.process.send_signal(number)
     # The tree is deaf to SIGTERM and takes its whole grace, so the order can be seen.
     wait_until(lambda: not procs.alive(*started["tunnel"]), 10)
-    status = tree.until(lambda status: status["phase"] == "stopped", 5)
+    status = tree.phase("stopped")
     assert status["reason"] == "stopping"
     assert all(procs.alive(*started[name]) for name in ("vllm", "resolver", "detector", "notifier"))
     assert tree.process.wait(20) == 0
     assert tree.left() == []
     released = tree.journal("released")[-1]
-    assert released["reason"] == "stopping" and released["killed_s"] - released["signalled_s"] >= 1.4
+    assert released["reason"] == "stopping" and released["killed_s"] - released["signalled_s"] >= 3.9
     assert tree.journal("supervisor_stopped") and tree.ctl("status").returncode == 3
     assert "ended by itself" not in tree.log("root")
 
@@ -74,7 +74,7 @@ def test_a_second_signal_ends_everything_at_once(supervised: Start) -> None:
     wait_until(lambda: "ending in order" in tree.log("root"), 10)
     assert tree.left()
     tree.process.send_signal(signal.SIGTERM)
-    assert tree.process.wait(15) == 0
+    assert tree.process.wait(29) == 0
     assert tree.left() == []
 
 

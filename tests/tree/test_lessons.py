@@ -3,6 +3,7 @@
 Its docstring says what the bash daemon did and what came of it. The same in front of a real Slurm: tests/slurm.
 """
 
+import contextlib
 import json
 import os
 import re
@@ -25,7 +26,7 @@ from tests.waiting import wait_until
 TUNNEL = {"TUNNEL_HOSTNAME": "llm.example.org", "TUNNEL_ID": "6ff42ae2-765d-4adf-8112-31c55c1551ef"}
 
 
-def gone(tree: Supervised, within_s: float = 10) -> None:
+def gone(tree: Supervised, within_s: float = 20) -> None:
     wait_until(lambda: not [cmd for _, cmd in tree.left() if b"server.py" in cmd], within_s, what="the end of the server")
 
 
@@ -123,8 +124,11 @@ def test_while_nothing_happens_no_folder_of_jobs_is_polled_and_no_job_is_looked_
             seen += eyes.read(timeout=int(left_s * 1000) + 1)
     assert len([event for event in seen if event.mask & flags.OPEN]) <= 4  # polling would have been 40, and 40 files
     detector = tree.worker("detector")["pid"]
-    held = [os.readlink(path) for path in Path(f"/proc/{detector}/fd").iterdir() if path.is_symlink()]
-    assert not [name for name in held if "job_" in name]
+    held = []
+    for path in Path(f"/proc/{detector}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # closed since: it was not kept
+            held.append(os.readlink(path))
+    assert held and not [name for name in held if "job_" in name]
 
 
 def test_the_api_server_is_never_killed_alone_and_its_end_leaves_no_engine(supervised: Start) -> None:
@@ -151,7 +155,10 @@ def test_generated_files_lie_in_a_private_folder_that_must_be_ours(supervised: S
     config = next(Path(word) for _, cmd in tree.left() for word in os.fsdecode(cmd).split("\0") if word.endswith((".yml", ".yaml")))
     assert tree.runtime in config.parents
     for path in (tree.runtime, tree.state, *tree.runtime.rglob("*"), *tree.state.rglob("*")):
-        found = path.lstat()
+        try:
+            found = path.lstat()
+        except FileNotFoundError:  # a worker's draft of a fact, renamed since
+            continue
         reached = found.st_mode & 0o077 and not path.is_socket()
         assert found.st_uid == os.getuid() and (not reached or tree.runtime.stat().st_mode & 0o077 == 0), path
     assert tree.runtime.stat().st_mode & 0o777 == 0o700 and config.stat().st_mode & 0o077 == 0

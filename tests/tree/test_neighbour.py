@@ -76,12 +76,18 @@ def test_the_tree_runs_near_the_gpus_that_it_is_on(supervised, tmp_path: Path) -
         node.job(7, "2-3")
 
 
-PRESSURE = "some avg10={0:.2f} avg60=0.00 avg300=0.00 total=0\nfull avg10=0.00 avg60=0.00 avg300=0.00 total=0\n"
+PRESSURE = "some avg10={0:05.2f} avg60=0.00 avg300=0.00 total=0\nfull avg10=0.00 avg60=0.00 avg300=0.00 total=0\n"
+
+
+def press(file: Path, percent: float) -> None:
+    """In its place, as it is mounted, and never empty: a text that says nothing would be the end of the shortage."""
+    with file.open("r+b" if file.exists() else "xb") as stand_in:
+        stand_in.write(PRESSURE.format(percent).encode())
 
 
 def test_a_node_short_of_memory_is_left_to_its_jobs_until_that_is_over(supervised, tmp_path: Path) -> None:
     stand_in = tmp_path / "pressure"
-    stand_in.write_text(PRESSURE.format(50))
+    press(stand_in, 50)
     node = supervised(start=False, LEASE_TTL=4, RESUME_AFTER=1)
     node.within = in_place_of((stand_in, "/proc/pressure/memory"))
     node.start().serving()  # alone on the node it hurts nobody
@@ -92,12 +98,12 @@ def test_a_node_short_of_memory_is_left_to_its_jobs_until_that_is_over(supervise
     assert node.journal("lease_revoked")[-1]["reason"] == "memory_pressure"
     assert node.left() and status["server"]["pid"] is None
 
-    stand_in.write_text(PRESSURE.format(7))  # less than the limit, more than half of it
+    press(stand_in, 7)  # less than the limit, more than half of it
     node.until(lambda status: status["memory"]["some_percent"] == 7)
     node.signal("resolver", 9)  # what it has found out survives it
     killed_s = time.monotonic()
     wait_until(lambda: node.look().facts.gpus.at_s > killed_s and node.worker("resolver")["restarts"] == 1, 30)
     assert node.status()["memory"]["short"] and node.status()["phase"] == "waiting"
-    stand_in.write_text(PRESSURE.format(4))
+    press(stand_in, 4)
     node.serving()
     assert not node.status()["memory"]["short"] and node.status()["jobs"] == [{"id": "7", "gpus": [0]}]

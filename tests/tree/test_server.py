@@ -52,7 +52,7 @@ def test_an_array_of_arguments_reaches_it_word_by_word(supervised: Start, tmp_pa
 
 
 def test_one_that_dies_by_itself_is_started_again_after_a_backoff_without_losing_the_lease(supervised: Start) -> None:
-    tree = supervised({"FAKE_ENGINE": 1, "FAKE_FORK_GRANDCHILD": 1}, BACKOFF_MIN=0.5)
+    tree = supervised({"FAKE_ENGINE": 1, "FAKE_FORK_GRANDCHILD": 1}, BACKOFF_MIN=2)
     before = tree.serving()
     left = {pid for pid, cmd in tree.left() if b"server.py" in cmd}
     tree.signal("server", 9)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from llmwd.adapters.rundir import write_atomic
 from llmwd.core.claims import Claims
 from llmwd.messages import JobSeen
 from llmwd.vocab import Source
@@ -40,7 +41,7 @@ class Node:
 
     def says(self, **texts: str) -> None:
         for name, text in texts.items():
-            (self.folder / name).write_text(text)
+            write_atomic(self.folder / name, text.encode())  # a program may print it just now
 
     def asked(self, times: int) -> None:
         """The node has been asked so many times from now on, and answered all but the last."""
