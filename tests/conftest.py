@@ -8,6 +8,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+# The same examples in every run, or a test would fail by chance on a change that has nothing to do with it. New ones are
+# looked for with `HYPOTHESIS_PROFILE=search`.
+# No example has a deadline: other tests have the same cores.
+settings.register_profile("same", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("search", parent=settings.get_profile("same"), derandomize=False)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "same"))
 
 # A shell that starts a command in its background has it ignore Ctrl-C, and what that starts ignores it as well: the
 # tests that press Ctrl-C would wait for ever.

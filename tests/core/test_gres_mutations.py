@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from llmwd.core import gres
 from tests.core.test_gres_properties import NODE, a_gpu_set, detail, jobs, split_by_type
 
-GPU_ITEM = re.compile(r"(?<![\w.+-])gpu:")
+GPU_ITEM = re.compile(r"(?<![\w.+:-])gpu:")
 JUNK = "x X_(),:=/ \n\t-.+*#[]{}\"'\x00\ufffdé"
 
 
@@ -53,7 +53,7 @@ LONG = st.sampled_from(["gpu", "gres:gpu", "gres/gpu", "GPU"])
 
 
 @given(st.data(), jobs(), LONG)
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 def test_a_damaged_record_has_no_fewer_gpus_or_is_unknown(data: st.DataObject, job: tuple, name: str) -> None:
     text, gpus, _ = job
     found = gres.read_job(data.draw(damaged(GPU_ITEM.sub(f"{name}:", text))), NODE, "77").gpus
@@ -61,7 +61,7 @@ def test_a_damaged_record_has_no_fewer_gpus_or_is_unknown(data: st.DataObject, j
 
 
 @given(st.data(), a_gpu_set.filter(bool), st.sampled_from(["mixed", "idle+completing", "allocated+drain"]))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_a_damaged_reading_of_the_node_has_no_fewer_gpus_or_is_unknown(data: st.DataObject, gpus: dict, state: str) -> None:
     line = f"{detail(gpus, []):<256}{state:<64}\n"
     text = data.draw(damaged(line))
@@ -72,7 +72,7 @@ def test_a_damaged_reading_of_the_node_has_no_fewer_gpus_or_is_unknown(data: st.
 
 
 @given(st.data(), a_gpu_set.filter(bool), st.sampled_from(["gpus", "vgpu", "gpu_h100", "mig", "nvidia.com-gpu", "shards"]))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_indices_under_a_sites_own_name_for_gpus_are_never_none(data: st.DataObject, gpus: dict, name: str) -> None:
     """Damaged or not: what they are indices of is not known."""
     one = {index: "" for index in gpus}

@@ -83,7 +83,7 @@ def cuts(text: str) -> Iterator[str]:
 
 
 @given(jobs())
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_a_jobs_gpus_are_read_back_and_no_cut_loses_one(job: tuple) -> None:
     text, gpus, _ = job
     assert gres.read_job(text, NODE, "77").gpus == gpus
@@ -92,7 +92,7 @@ def test_a_jobs_gpus_are_read_back_and_no_cut_loses_one(job: tuple) -> None:
 
 
 @given(jobs(), jobs())
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_of_two_records_each_keeps_its_own_gpus(one: tuple, other: tuple) -> None:
     text = one[0].rstrip() + "\n\n" + other[0].replace("JobId=77", "JobId=7")
     claims = gres.read_jobs(text, NODE)
@@ -123,7 +123,6 @@ def test_the_same_job_as_json_gives_the_same_gpus(job: tuple, new: bool) -> None
 
 
 @given(a_gpu_set, st.sampled_from(["MIXED", "IDLE+COMPLETING", "ALLOCATED+DRAIN"]))
-@settings(deadline=None)
 def test_a_nodes_used_gpus_are_read_back_and_no_cut_loses_one(gpus: dict[int, str], state: str) -> None:
     used = detail(gpus, []) or "gpu:a100:0(IDX:N/A)"
     text = (

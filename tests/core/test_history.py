@@ -4,7 +4,7 @@ import json
 import random
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from llmwd.core.history import History, percentiles, tell
@@ -351,7 +351,6 @@ CHOICES = {
 
 
 @given(st.integers(0, 2**32), st.booleans(), st.floats(0.01, 10))
-@settings(deadline=None)
 def test_whatever_the_lines_say_no_sum_exceeds_the_period_and_nothing_is_negative(seed: int, running: bool, days: float) -> None:
     dice = random.Random(seed)
     rows = [

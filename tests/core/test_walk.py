@@ -511,6 +511,6 @@ class Walk(RuleBasedStateMachine):
 
 
 Walk.TestCase.settings = settings(
-    max_examples=250, stateful_step_count=80, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much]
+    max_examples=250, stateful_step_count=80, suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much]
 )
 TestWalk = Walk.TestCase
