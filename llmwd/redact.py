@@ -91,7 +91,8 @@ def mask_arguments(words: Iterable[str]) -> tuple[str, ...]:
 
 def telling_arguments(words: Iterable[str]) -> tuple[str, ...]:
     """The options (each once; "" for what stands before the first) with something in their values that `mask` hides."""
-    option, found = "", {}
+    option = ""
+    found: dict[str, None] = {}
     for word in words:
         if word.startswith("-"):
             option = word.partition("=")[0]
@@ -147,13 +148,13 @@ def _in_variable(name: str, value: str) -> list[str]:
     if name == "NOTIFY_URLS":
         # Each service has its secrets in other places of its address: the whole, and all that is too long for a word.
         urls = value.split()
-        parts = [part for url in urls for part in re.split(r"[/:@?&=#]", url.partition("://")[2]) if "." not in part]
-        users = [secret for url in urls for secret in _in_variable("", url)]
+        parts = [part for one in urls for part in re.split(r"[/:@?&=#]", one.partition("://")[2]) if "." not in part]
+        users = [secret for one in urls for secret in _in_variable("", one)]
         return [*urls, *users, *(each for part in parts if len(part) >= 10 for each in (part, unquote(part)))]
     if "://" not in value or "@" not in value:
         return []
     try:
-        parts = urlsplit(value)
-        return [part for each in (parts.password, parts.username) if each for part in (each, unquote(each))]
+        url = urlsplit(value)
+        return [part for each in (url.password, url.username) if each for part in (each, unquote(each))]
     except ValueError:
         return []

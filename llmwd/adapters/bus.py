@@ -29,6 +29,10 @@ def desk_endpoint(runtime: Path, worker: str) -> str:
     return f"ipc://{runtime}/desk-{worker}"
 
 
+def _has_arrived(socket: zmq.Socket) -> bool:
+    return bool(int(socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN)
+
+
 def _socket(context: zmq.Context, kind: int) -> zmq.Socket:
     made = context.socket(kind)
     made.setsockopt(zmq.LINGER, 0)
@@ -70,7 +74,7 @@ class Publisher:
     def on_readable(self) -> None:
         """Answer new subscriptions with the current snapshot."""
         asked = False
-        while self.socket.getsockopt(zmq.EVENTS) & zmq.POLLIN:
+        while _has_arrived(self.socket):
             asked |= self.socket.recv(zmq.NOBLOCK)[:1] == b"\x01"
         if asked and self._last is not None:
             self._send()
@@ -97,7 +101,7 @@ class Subscriber:
     def receive(self) -> list[Envelope]:
         """What has arrived: for each sender the newest only, since facts are whole snapshots."""
         newest: dict[str, Envelope] = {}
-        while self.socket.getsockopt(zmq.EVENTS) & zmq.POLLIN:
+        while _has_arrived(self.socket):
             frames = self.socket.recv_multipart(zmq.NOBLOCK)
             try:
                 envelope = self._decoder.decode(frames[-1])
@@ -121,7 +125,7 @@ class DeskServer:
     def receive(self) -> list[tuple[list[bytes], Order]]:
         """(where the reply goes, the order) for each well-formed request; the others are refused here."""
         orders = []
-        while self.socket.getsockopt(zmq.EVENTS) & zmq.POLLIN:
+        while _has_arrived(self.socket):
             frames = self.socket.recv_multipart(zmq.NOBLOCK)
             back = frames[:-1]
             try:

@@ -117,17 +117,17 @@ class Admin:
         except (OSError, http.client.HTTPException):
             return False
 
-    def _ask(self, within_s: float, *what: object) -> tuple[int, str]:
+    def _ask(self, within_s: float, method: str, target: str, body: bytes | None = None) -> tuple[int, str]:
         with self._lock:
             kept, self._kept = self._kept, None
             if kept is not None:
                 with contextlib.suppress(ConnectionError, http.client.HTTPException):  # Caddy, or that Caddy, has ended it
-                    return self._ask_by(kept, within_s, *what)
-            return self._ask_by(_Socket(self._path), within_s, *what)
+                    return self._ask_by(kept, within_s, method, target, body)
+            return self._ask_by(_Socket(self._path), within_s, method, target, body)
 
-    def _ask_by(self, connection: _Socket, within_s: float, *what: object) -> tuple[int, str]:
+    def _ask_by(self, connection: _Socket, within_s: float, method: str, target: str, body: bytes | None) -> tuple[int, str]:
         try:
-            found = connection.ask(within_s, *what)
+            found = connection.ask(within_s, method, target, body)
             self._kept = connection
             return found
         finally:

@@ -71,6 +71,7 @@ def _metric(text: str, name: str) -> float | None:
 
 def _ask(url: str, method: str, path: str, body: dict | None, api_key: str | None, within_s: float) -> tuple[int, str]:
     parts = urlsplit(url)
+    connection: http.client.HTTPConnection
     if parts.scheme == "https":
         # Our own server on the loopback: the certificate names the public host, not 127.0.0.1.
         connection = http.client.HTTPSConnection(parts.hostname, parts.port, timeout=within_s,

@@ -4,6 +4,7 @@ Reliable, ordered, keeps packet boundaries, and its end of file tells a worker t
 """
 
 import socket
+from types import UnionType
 
 import msgspec
 
@@ -15,10 +16,10 @@ PACKET_BYTES = 4096
 class Line:
     """One end. `incoming` is the union of messages that arrive here."""
 
-    def __init__(self, end: socket.socket, incoming: type):
+    def __init__(self, end: socket.socket, incoming: UnionType):
         end.setblocking(False)
         self._end = end
-        self._decoder = msgspec.msgpack.Decoder(incoming)
+        self._decoder: msgspec.msgpack.Decoder[ToRoot | ToWorker] = msgspec.msgpack.Decoder(incoming)
         self.closed = False
 
     def fileno(self) -> int:
@@ -34,7 +35,7 @@ class Line:
 
     def receive(self) -> list[ToRoot | ToWorker]:
         """What has arrived; sets `closed` at the end of file."""
-        messages = []
+        messages: list[ToRoot | ToWorker] = []
         while True:
             try:
                 packet = self._end.recv(PACKET_BYTES)

@@ -5,6 +5,7 @@ import base64
 import errno
 import time
 from enum import StrEnum
+from typing import Any
 from urllib.parse import urlsplit
 
 import msgspec
@@ -123,7 +124,7 @@ def _ask(method: str, server: str, url: str, topic: str, body: bytes, access: Ac
         return Outcome(Result.again, f"{where} cannot be reached ({type(error).__name__})")
 
 
-def _as_told(request: object) -> object:
+def _as_told(request: Any) -> Any:
     """Without this, requests would put what ~/.netrc says in the place of our own Authorization."""
     return request
 

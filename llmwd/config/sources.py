@@ -153,12 +153,12 @@ def _judge(
             continue
         name = os.path.relpath(path, home) if Path(path).is_relative_to(home) else path
         command, text = failed.get(place), said.get(place, "")
-        message = next((kind for sign, kind in _KINDS if sign.search(text)), _UNKNOWN_KIND)
-        if not text:
-            message = f"a command in this line failed with status {command.status}; if it may, add `|| true`"
+        sentence = next((kind for sign, kind in _KINDS if sign.search(text)), _UNKNOWN_KIND)
+        if command and not text:
+            sentence = f"a command in this line failed with status {command.status}; if it may, add `|| true`"
         variable, hint = _hint(texts.get(path, ""), line)
         is_error = command or _FATAL.search(text) or (unfinished and str(unfinished.path) == path)
-        (problems if is_error else warnings).append(Problem(name, line, variable, hint or message))
+        (problems if is_error else warnings).append(Problem(name, line, variable, hint or sentence))
     if readout.ended_by is not None:
         problems.append(Problem(unfinished.name if unfinished else CONFIG, None, None, readout.ended_by))
     if readout.printed.strip():

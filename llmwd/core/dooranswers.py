@@ -75,7 +75,7 @@ def page(wanted: Wanted) -> Part:
 
 def of_errors(wanted: Wanted) -> list[Part]:
     """Routes: what becomes of Caddy's own errors. 503 is its word for no room at vLLM, by max_requests."""
-    no_prompt = {"handler": "headers", "response": {"deferred": True, "set": {"WWW-Authenticate": ["Bearer"]}}}
+    no_prompt: Part = {"handler": "headers", "response": {"deferred": True, "set": {"WWW-Authenticate": ["Bearer"]}}}
     too_large = f"the request is larger than {wanted.body_mb} MB"
     by_status: list[tuple[list[str], list[Part]]] = [
         (["401"], [no_prompt, said(401, "invalid_api_key", NO_KEY)]),

@@ -203,7 +203,7 @@ def _operators(
     """GPU_MAP with UUIDs for values, and what is wrong with it, one sentence each."""
     by_name: dict[str | int, GpuLike] = {}
     for gpu in gpus:
-        by_name |= {gpu.index: gpu, str(gpu.index): gpu, gpu.uuid: gpu} | dict.fromkeys(gpu.mig_uuids, gpu)
+        by_name |= dict.fromkeys((gpu.index, str(gpu.index), gpu.uuid, *gpu.mig_uuids), gpu)
     named: dict[int, str] = {}
     problems = []
     for index, name in sorted(gpu_map.items()):
@@ -233,7 +233,7 @@ def _exact(gpus: Sequence[GpuLike], named: dict[int, str], why: str, sim: bool =
         if uuid not in likely:
             likely[uuid] = spare
             spare += 1
-    by_index = {index: (uuid,) for index, uuid in named.items()}
+    by_index: dict[int, tuple[str, ...]] = {index: (uuid,) for index, uuid in named.items()}
     return GpuMap(certain=True, by_index=by_index, why=why, uuids=_uuids(gpus), likely=likely, sim=sim)
 
 

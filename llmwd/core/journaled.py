@@ -49,8 +49,9 @@ class Line(msgspec.Struct, frozen=True, kw_only=True):
 
 def number(value: object) -> float | None:
     """A number that can be one of ours, else None."""
-    good = isinstance(value, int | float) and not isinstance(value, bool) and -LARGEST <= value <= LARGEST
-    return float(value) if good else None
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return None
+    return float(value) if -LARGEST <= value <= LARGEST else None
 
 
 def plain(text: str) -> str:
@@ -102,12 +103,12 @@ def _decode(row: bytes) -> _Raw | None:
         return None
     at, mono_s, event = found.pop("at", None), found.pop("mono_s", None), found.pop("event", None)
     worker, boot_id = found.pop("worker", ""), found.pop("boot_id", "")
-    for value, most in ((at, LATEST_AT), (mono_s, LONGEST_MONO_S)):
-        if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value <= most:
-            return None
+    wall, mono = number(at), number(mono_s)
+    if wall is None or mono is None or not 0 <= wall <= LATEST_AT or not 0 <= mono <= LONGEST_MONO_S:
+        return None
     if not isinstance(event, str) or not isinstance(worker, str) or not isinstance(boot_id, str):
         return None
-    return _Raw(float(at), float(mono_s), worker, event, found, boot_id)
+    return _Raw(wall, mono, worker, event, found, boot_id)
 
 
 def _rebooted(last: _Raw, raw: _Raw, boot_id: str) -> bool:

@@ -134,7 +134,7 @@ def wish(life: Life, wanted: bool, now_s: float) -> tuple[Life, tuple[Effect, ..
 
 def rows() -> list[tuple[str, ...]]:
     """The table for people: header, then a line for each transition that changes or does something."""
-    shown = [("phase", "event", "next phase", "done")]
+    shown: list[tuple[str, ...]] = [("phase", "event", "next phase", "done")]
     for (phase, event), (target, effects) in TABLE.items():
         if target is not phase or effects:
             shown.append((phase.value, event.value, target.value, ", ".join(effect.value for effect in effects)))

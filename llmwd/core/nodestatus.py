@@ -5,6 +5,7 @@ resolver's GPUs are shown as unknown, an expired lease as none.
 """
 
 from datetime import UTC, datetime
+from typing import Any
 
 import msgspec
 
@@ -30,6 +31,7 @@ from llmwd.core.wording import spell_gpus
 from llmwd.messages import (
     DoorFact,
     Envelope,
+    Fact,
     Gpu,
     GpusFact,
     JobsFact,
@@ -63,7 +65,8 @@ def gather(envelopes: list[Envelope | None]) -> Facts:
         RootFact: "root", JobsFact: "jobs", GpusFact: "gpus", ServerFact: "server", DoorFact: "door",
         TunnelFact: "tunnel", NoticesFact: "notices",
     }  # fmt: skip
-    return Facts(**{names[type(envelope.fact)]: envelope.fact for envelope in envelopes if envelope is not None})
+    found: dict[str, Any] = {names[type(envelope.fact)]: envelope.fact for envelope in envelopes if envelope is not None}
+    return Facts(**found)
 
 
 def torn(facts: Facts) -> bool:
@@ -167,7 +170,7 @@ def _joined(name: str, worker: WorkerState) -> str:
 
 
 def _stale(facts: Facts, now_s: float) -> tuple[str, ...]:
-    told = {
+    told: dict[str, Fact | None] = {
         "root": facts.root,
         Worker.detector: facts.jobs,
         Worker.resolver: facts.gpus,

@@ -67,7 +67,7 @@ def deadman(sid: str, node: str, topic: str, minutes: int, tags: tuple[str, ...]
 def _within(sent: dict[str, object]) -> bytes:
     data = msgspec.json.encode(sent)
     if len(data) > BODY_BYTES:  # full of characters that JSON has to escape
-        short, late, when = sent["message"].rpartition(LATE)
+        short, late, when = str(sent["message"]).rpartition(LATE)
         if not late:
             short, when = when, ""
         data = msgspec.json.encode(sent | {"message": cut(short, MESSAGE_BYTES // 2) + late + when})

@@ -50,8 +50,9 @@ def choose(free: Sequence[Gpu], n: int, rank: Mapping[str, int] | None = None) -
 
     everything = range(len(gpus))
     few = comb(len(gpus), n) <= EXACT_UP_TO
-    sets = combinations(everything, n) if few else (grown(seed) for seed in everything)
-    return tuple(gpus[i] for i in reversed(max(sets, key=quality)))
+    sets: Iterable[tuple[int, ...]] = combinations(everything, n) if few else (grown(seed) for seed in everything)
+    best = max(sets, key=quality)
+    return tuple(gpus[i] for i in reversed(best))
 
 
 def _mask(bits: Iterable[int]) -> int:

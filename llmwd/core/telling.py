@@ -41,7 +41,7 @@ def times(number: int) -> str:
 def meaning(reason: str) -> str:
     """What a reason means, or the word itself where it is not ours."""
     try:
-        return Reason(reason).meaning
+        return Reason(reason).meaning  # type: ignore[call-arg]  # looked up, not made
     except ValueError:
         return reason
 
@@ -160,8 +160,8 @@ def _how_it_left(history: History) -> list[str]:
         return [told, "How long that took is not recorded."]
     kinds = ("the real ones", "the simulated ones") if all(totals) else ("them", "them")
     sentences = [told]
-    for simulated, (total, kind) in enumerate(zip(totals, kinds, strict=True)):
-        sentences += _how_long(total, kind, [each for each in history.yields if each.simulated == simulated])
+    for only_simulated, total, kind in zip((False, True), totals, kinds, strict=True):
+        sentences += _how_long(total, kind, [each for each in history.yields if each.simulated == only_simulated])
     if sums.budget_broken:
         sentences.append(f"It took longer than it may (YIELD_BUDGET) {times(sums.budget_broken)}; llmwd then stays away until told to resume.")
     elif history.budget_s is not None:

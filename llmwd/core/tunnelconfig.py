@@ -79,10 +79,11 @@ def check_token(path: str, text: bytes) -> Credentials:
 def _judge(path: str, found: object, names: tuple[str, str, str], kind: str) -> Credentials:
     """names: of the account, the secret and the tunnel's id."""
     problems = []
-    missing = [name for name in names if not isinstance(found, dict) or not isinstance(found.get(name), str) or not found[name]]
+    held = found if isinstance(found, dict) else {}
+    missing = [name for name in names if not isinstance(held.get(name), str) or not held[name]]
     if missing:
         return Credentials(problems=(f"{path} is {kind}: {', '.join(missing)} is missing in it",))
-    own, text = found[names[2]], found[names[1]]
+    own, text = held[names[2]], held[names[1]]
     if not _UUID.fullmatch(own):
         problems.append(f"{path}: its {names[2]} is no UUID: make the file anew")
     try:
@@ -98,7 +99,7 @@ def recipe(
     environ: Mapping[str, str],
 ) -> Recipe:
     """How to run a tunnel of this mode to the origin `url`. secret_path: the credentials or the token file."""
-    argv = (
+    argv: tuple[str, ...] = (
         program, "tunnel", "--config", config_path, "--no-autoupdate", "--metrics", "127.0.0.1:0", "--loglevel", "info",
         "--grace-period", f"{GRACE_S}s", "--protocol", protocol,
     )  # fmt: skip

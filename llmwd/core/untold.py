@@ -78,6 +78,6 @@ def _digest(book: Book, dest: str, gone: list[Entry], dropped: list[Entry], node
     if before is None:
         book = add(book, Notice(None, "", title, text, "card_index_dividers", event=Event.digest), (dest,), "", now_at)
         before = book.entries[-1]
-    lost = {str(event): number for event, number in lost.items()}
-    new = msgspec.structs.replace(before, title=title, message=text, expires_at=None, lost=lost, dropped=too_many)
+    counts = {str(event): number for event, number in lost.items()}
+    new = msgspec.structs.replace(before, title=title, message=text, expires_at=None, lost=counts, dropped=too_many)
     return Book(tuple(new if one == before else one for one in book.entries), book.state)

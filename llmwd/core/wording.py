@@ -6,7 +6,7 @@ def spell_duration(seconds: float) -> str:
     left = max(0, int(seconds))
     if left < 60:
         return f"{left} s"
-    parts = []
+    parts: list[tuple[int, str]] = []
     for name, size in (("d", 86400), ("h", 3600), ("m", 60), ("s", 1)):
         count, left = divmod(left, size)
         if count or parts:

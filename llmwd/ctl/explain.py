@@ -6,7 +6,6 @@ All of it is generated from what the program itself uses, so it cannot say anyth
 import inspect
 import sys
 import typing
-from enum import EnumType
 
 import click
 import msgspec
@@ -38,7 +37,7 @@ def explain() -> None:
     """Explain llmwd's words, messages, settings, and its reading of Slurm's output."""
 
 
-def _meanings(words: EnumType) -> list[tuple[str, str]]:
+def _meanings(words: type[vocab.Told]) -> list[tuple[str, str]]:
     return [(word.value, word.meaning) for word in words]
 
 
@@ -68,7 +67,7 @@ class ShownField(msgspec.Struct, frozen=True):
 
 class ShownMessage(msgspec.Struct, frozen=True):
     name: str
-    tag: str | None
+    tag: str | int | None
     channel: str
     meaning: str
     fields: tuple[ShownField, ...]
@@ -85,7 +84,7 @@ def _all_messages() -> list[ShownMessage]:
     return found + [_message(kind, "part of messages") for kind in parts if kind is not wire.Part]
 
 
-def _message(kind: type, channel: str) -> ShownMessage:
+def _message(kind: type[msgspec.Struct], channel: str) -> ShownMessage:
     tag = kind.__struct_config__.tag
     fields = tuple(ShownField(each.name, _type_name(each.type), _default(each)) for each in msgspec.structs.fields(kind))
     return ShownMessage(kind.__name__, tag, channel, inspect.getdoc(kind) or "", fields)

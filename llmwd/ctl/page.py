@@ -144,7 +144,7 @@ def _time(report: Report) -> list[Element]:
         (f"{kind}: {meaning(reason)}", spell_duration(long_s), spell_share(long_s, sums.recorded_s))
         for kind, reasons in (("waiting", sums.waiting_s), ("held", sums.parked_s)) for reason, long_s in reasons.items()
     ]  # fmt: skip
-    gpus = [(HOLDERS[Holder(name)], f"{hours:.1f}", "") for name, hours in sums.users_gpu_hours.items() if hours]
+    gpus = [(HOLDERS[Holder[name]], f"{hours:.1f}", "") for name, hours in sums.users_gpu_hours.items() if hours]
     sections = [_section("Time", _table(("", "time", "share"), [*rows, *why], frozenset({1, 2})))]
     if gpus:
         sections.append(_section("GPU-hours of the node, as far as they are recorded", _table(("who", "GPU-hours", ""), gpus, frozenset({1}))))

@@ -22,7 +22,7 @@ class Refusal(click.ClickException):
 
     def __init__(self, message: str, exit_code: int = Exit.refused):
         super().__init__(message)
-        self.exit_code = exit_code
+        self.exit_code = exit_code  # type: ignore[misc]  # click has it in the class, and says to set it
 
     def show(self, file=None) -> None:
         click.echo(f"{NAME}: {self.format_message()}", file=file, err=file is None)
@@ -31,7 +31,7 @@ class Refusal(click.ClickException):
 class Program(click.Group):
     """The group `main`. Its name is fixed, because completion is looked up by it (not by `python -m …`)."""
 
-    def main(self, args=None, prog_name=None, **extra):
+    def main(self, args=None, prog_name=None, **extra):  # type: ignore[override]  # click has overloads
         for stream in (sys.stdout, sys.stderr):
             if isinstance(stream, io.TextIOWrapper):  # a terminal that is not UTF-8 gets a "?", not a traceback
                 stream.reconfigure(errors="replace")

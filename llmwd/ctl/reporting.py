@@ -78,7 +78,7 @@ def as_object(report: Report) -> object:
 
 def _dated(value: object) -> object:
     if isinstance(value, dict):
-        dated = {}
+        dated: dict[str, object] = {}
         for name, each in value.items():
             if name in ("at", "begin_at", "end_at"):
                 dated[name.removesuffix("_at")] = iso(each)

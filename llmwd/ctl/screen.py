@@ -1,5 +1,7 @@
 """What goes to a person's screen as a table. rich does widths, wrapping, colours, NO_COLOR and pipes."""
 
+from collections.abc import Sequence
+
 from rich.console import Console
 from rich.padding import Padding
 from rich.table import Table
@@ -12,7 +14,7 @@ from llmwd.vocab import Holder, NodePhase, Phase
 
 GOOD, BUSY, BAD, OURS, THEIRS, QUIET = "green", "yellow", "bold red", "cyan", "magenta", "dim"
 MIDDLE_WIDTH = 24
-STYLES = {
+STYLES: dict[str, str] = {
     NodePhase.serving: GOOD,
     NodePhase.held: THEIRS,
     Phase.ready: GOOD,
@@ -112,7 +114,7 @@ def _notes(status: Status) -> list[tuple[str, str]]:
     return notes
 
 
-def show_table(header: tuple[str, ...], rows: list[tuple[str, ...]], title: str = "") -> None:
+def show_table(header: tuple[str, ...], rows: Sequence[tuple[str, ...]], title: str = "") -> None:
     """A plain table with a header; the first column is never wrapped."""
     console = Console(highlight=False)
     if title:

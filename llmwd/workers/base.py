@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, Protocol, TypeVar
 
 import msgspec
 import zmq
@@ -27,6 +27,15 @@ from llmwd.core.complaint import Complaint
 from llmwd.messages import Beat, Drained, Fact, Hello, Order, Ready, Refused, Reload, Reply, Stop
 
 T = TypeVar("T")
+F = TypeVar("F", bound=Fact)
+O = TypeVar("O", bound=Order)
+
+
+class HasFileno(Protocol):
+    def fileno(self) -> int: ...
+
+
+Readable = int | HasFileno | zmq.Socket
 
 # A worker whose root died ends by itself; nobody is left to wait for it.
 ORPHAN_WITHIN_S = 8.0
@@ -77,8 +86,8 @@ class Shell:
         self._poller = zmq.Poller()
         self._callbacks: dict[object, Callable[[], None]] = {}
         self._timers: dict[str, tuple[float, Callable[[], None]]] = {}
-        self._readers: dict[str, Callable[[Fact], None]] = {}
-        self._answers: dict[type, Callable[[Order, Callable[[Reply], None]], None]] = {}
+        self._readers: dict[str, Callable[[Any], None]] = {}
+        self._answers: dict[type, Callable[[Any, Callable[[Reply], None]], None]] = {}
         self._on_stop: Callable[[float], None] = lambda within_s: self.finish()
         self._on_reload: Callable[[Boot, Loaded], None] = lambda boot, loaded: None
         self._stopping = self._orphan = False
@@ -96,13 +105,13 @@ class Shell:
 
     # --- what workers use ---------------------------------------------------------------------------
 
-    def watch(self, source: object, callback: Callable[[], None]) -> None:
+    def watch(self, source: Readable, callback: Callable[[], None]) -> None:
         """Call back whenever the file descriptor (or ZeroMQ socket, or object with fileno()) is readable."""
         key = source if isinstance(source, (int, zmq.Socket)) else source.fileno()
         self._poller.register(key, zmq.POLLIN)
         self._callbacks[key] = callback
 
-    def unwatch(self, source: object) -> None:
+    def unwatch(self, source: Readable) -> None:
         key = source if isinstance(source, (int, zmq.Socket)) else source.fileno()
         if self._callbacks.pop(key, None) is not None:
             self._poller.unregister(key)
@@ -120,14 +129,14 @@ class Shell:
         if self._unretained.is_due(error or "", time.monotonic()):
             self.log.error("%s; `status` shows old facts until it can", error)
 
-    def subscribe(self, worker: str, callback: Callable[[Fact], None]) -> None:
+    def subscribe(self, worker: str, callback: Callable[[F], None]) -> None:
         if self._subscriber is None:
             self._subscriber = Subscriber(self._context, self.boot.runtime)
             self.watch(self._subscriber.socket, self._on_bus)
         self._readers[worker] = callback
         self._subscriber.listen_to(worker)
 
-    def answer(self, order: type, callback: Callable[[Order, Callable[[Reply], None]], None]) -> None:
+    def answer(self, order: type[O], callback: Callable[[O, Callable[[Reply], None]], None]) -> None:
         """callback(order, reply) carries the order out and calls reply once, at once or later."""
         if self._desk is None:
             self._desk = DeskServer(self._context, self.boot.runtime, self.boot.name)

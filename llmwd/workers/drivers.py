@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Container
 
 from llmwd.adapters import procs
-from llmwd.adapters.nvml import DriverFailure, GpuInfo, GpuUse, Inventory, Probe, Use, driver_present
+from llmwd.adapters.nvml import DriverFailure, GpuInfo, GpuUse, Inventory, Kind, Probe, Use, driver_present
 from llmwd.core import patience
 from llmwd.core.gpumap import with_lost
 from llmwd.core.lease import Occupant
@@ -154,7 +154,8 @@ class Driver:
                 self._heard(self._probe.kill())
             return
         old = self._listed_s is None or self._stale or now_s - self._listed_s > INVENTORY_EVERY_S
-        kind, within_s = ("inventory", self._patience.inventory_s) if old else ("use", self._patience.use_s)
+        kind: Kind = "inventory" if old else "use"
+        within_s = self._patience.inventory_s if old else self._patience.use_s
         if kind == "use" and not self._watches:
             return
         self.learn()

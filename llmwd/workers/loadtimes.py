@@ -24,7 +24,11 @@ class Loads:
         """One more start. Written beside the loop."""
         self._times = lookahead.measured(self._times, profile, took_s)
         data = msgspec.json.encode(self._times)
-        self._shell.beside(lambda: self._write(data), lambda why: why and self._shell.log.error("%s", why))
+        self._shell.beside(lambda: self._write(data), self._written)
+
+    def _written(self, why: str | None) -> None:
+        if why:
+            self._shell.log.error("%s", why)
 
     def _write(self, data: bytes) -> str:
         try:

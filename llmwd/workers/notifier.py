@@ -1,13 +1,15 @@
-"""The notifier: tells people what happens on this node, through ntfy and others. Nothing waits for it.
+"""The notifier: tells people what happens on this node, through ntfy and others; long because all of that comes together here. Nothing waits for it.
 
 What is told is decided in core/notices.py, what waits and what is next in core/outbox.py. Whatever may block (the
 disk, the network, apprise) is done in threads beside the loop. A notice is on disk before it is sent, and leaves the
 disk after it was: a crash in between repeats it, under the same sequence id.
 """
 
+import functools
 import secrets
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import msgspec
 
@@ -204,13 +206,14 @@ class Notifier:
         logs = [self.shell.boot.logs / notice.log for notice in due if notice.log]
         if logs:
             self.looking = due
-            self.shell.beside(  # any profile's server may have written them
-                lambda: learn_profiles(self.shell.boot.home) or [redact.mask(logfile.tail(path)) for path in logs],
-                lambda tails: self._looked(due, tails or []),
-            )
+            self.shell.beside(lambda: self._read(logs), lambda tails: self._looked(due, tails or []))
             self.shell.at("log", time.monotonic() + LOG_WITHIN_S, lambda: self._looked(due, []))
             return
         self._put_all(due)
+
+    def _read(self, logs: list[Path]) -> list[str]:
+        learn_profiles(self.shell.boot.home)  # any profile's server may have written them
+        return [redact.mask(logfile.tail(path)) for path in logs]
 
     def _looked(self, due: tuple[Notice, ...], tails: list[str]) -> None:
         """With the ends of the logs, or without, if these do not come in time."""
@@ -254,7 +257,7 @@ class Notifier:
             at = lane.wakes_at(self.book, now_at)
             if at is not None and at <= now_at and self.keeper.settled:
                 to = mark_of(self.settings)
-                lane.begin(self.book, now_at, lambda entry, outcome, lane=lane, to=to: self._over(lane, entry, outcome, to))
+                lane.begin(self.book, now_at, functools.partial(self._over, lane, to))
             elif at is not None and at > now_at:
                 wakes.append(at)
         wakes += self._renew(now_at)
@@ -268,7 +271,7 @@ class Notifier:
         if self.stopping:
             self._end()
 
-    def _over(self, lane: Lane, entry: Entry, outcome: Outcome, mark: str) -> None:
+    def _over(self, lane: Lane, mark: str, entry: Entry, outcome: Outcome) -> None:
         self.book = lane.over(self.book, entry, outcome, self.now_at())
         if lane.name == NTFY and outcome.result is Result.sent and mark == mark_of(self.settings):
             self._state(msgspec.structs.replace(self.book.state, replaces=outcome.replaces, server=mark))

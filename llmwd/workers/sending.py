@@ -196,11 +196,10 @@ def ways(settings: Settings, now_at: Callable[[], float]) -> dict[str, Callable[
             return ntfy.publish(s.ntfy_server, s.ntfy_topic, data, access(s))
 
         found[NTFY] = by_ntfy
-    for url in s.notify_urls:
-        found[name_of(url)] = lambda entry, url=url: otherservices.send(
-            url, entry.title, noticetext.text(entry, now_at()), entry.alarm
-        )
-    return found
+    def by_other(url: str) -> Callable[[Entry], Outcome]:
+        return lambda entry: otherservices.send(url, entry.title, noticetext.text(entry, now_at()), entry.alarm)
+
+    return found | {name_of(url): by_other(url) for url in s.notify_urls}
 
 
 def access(settings: Settings) -> Access:

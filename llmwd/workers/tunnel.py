@@ -74,7 +74,7 @@ class Tunnel:
         """First thing: the cloudflared that an earlier incarnation may have left."""
         state = self.service.adopt()
         if state is not None and state.releasing is None:
-            self.made_for, self.planner.stamp = state.note.get("made_for"), str(state.note.get("stamp") or "")
+            self.made_for, self.planner.stamp = str(state.note.get("made_for") or "") or None, str(state.note.get("stamp") or "")
             link = Link.of_note(state.note, self.settings.tunnel_protocol)
             self.service.adopted(ready=link.connections > 0)
             self.shell.log.info("cloudflared (pid %s) taken over, %s", state.server_pid, self.service.life.phase)

@@ -40,7 +40,7 @@ class Link:
     def of_note(cls, note: dict[str, str | int | float | None], protocol: str) -> "Link":
         """From what its holder keeps for us."""
         link = cls(int(note.get("offset") or 0), protocol, int(note.get("faults") or 0))
-        link.address = note.get("address")
+        link.address = str(note.get("address") or "") or None
         link.connections = int(note.get("connected") or 0)
         link.was_connected = bool(note.get("was_connected"))
         link.hostname = str(note.get("hostname") or "")

@@ -11,6 +11,7 @@ import shutil
 import socket
 import time
 from collections.abc import Callable
+from typing import Any
 
 import msgspec
 
@@ -282,7 +283,7 @@ class Manager:
             return
         lease_epoch = self.tree_lease.epoch if self.tree_lease else None
         revocation = self.gpus.revocation if self.gpus is not None else None
-        parts: dict[str, object] = {}
+        parts: dict[str, Any] = {}
         if revocation is not None and revocation.epoch == lease_epoch:
             parts = {name: getattr(revocation, name) for name in ("job", "seen_s", "resolved_s", "revoked_s", "detail")}
         if state is not None:
@@ -333,7 +334,7 @@ class Manager:
         self.recipe, self.url = str(note["recipe"]), str(note["url"])
         self.tree_gpus = tuple(int(word) for word in str(note["gpus"]).split(",") if word)
         self.tree_lease = Lease(epoch=int(note["epoch"]), gpus=self.tree_gpus, uuids=(), granted_s=0.0, expires_s=0.0)
-        self.started_at, self.ready_at = note["started_at"], note["ready_at"]
+        self.started_at, self.ready_at = _number(note["started_at"]), _number(note["ready_at"])
 
     def _recipe_of(self, profile: Profile) -> str:
         """What the server would be started with, but for the GPUs: if this changes, it has to be started anew."""
@@ -417,6 +418,10 @@ def _port_taken(host: str, port: int) -> bool:
         except OSError:
             return True
     return False
+
+
+def _number(value: str | float | None) -> float | None:
+    return float(value) if value is not None else None
 
 
 def main(shell: Shell) -> None:
