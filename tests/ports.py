@@ -12,8 +12,9 @@ _held: list[socket.socket] = []
 
 @functools.cache
 def _last() -> int:
-    """Below those that the kernel gives away by itself, to clients and to whoever asks for any port."""
-    return int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0]) - 1
+    """Below those that the kernel gives away by itself, to clients and to whoever asks for any port, if these leave enough."""
+    first = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    return (first if first > 2 * FIRST else 3 * FIRST) - 1
 
 
 def free_port() -> int:

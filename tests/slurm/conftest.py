@@ -1,5 +1,6 @@
 """Fixtures with a real Slurm node, and the marker `slurm` for everything in this folder."""
 
+import contextlib
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -65,19 +66,17 @@ def slurm_node_v1(tmp_path_factory: pytest.TempPathFactory, running_nodes: list[
 @pytest.fixture
 def make_slurm_node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., SlurmNode]]:
     """Starts a node of the test's own, with SlurmNode's keyword arguments; all are stopped after the test."""
-    made: list[SlurmNode] = []
+    with contextlib.ExitStack() as made:  # one that cannot be stopped keeps none of the others
 
-    def make(**wanted: object) -> SlurmNode:
-        if problem := missing():
-            pytest.fail(problem, pytrace=False)
-        node = SlurmNode(tmp_path_factory.mktemp("s"), **wanted)  # type: ignore[arg-type]
-        made.append(node)
-        node.start()
-        return node
+        def make(**wanted: object) -> SlurmNode:
+            if problem := missing():
+                pytest.fail(problem, pytrace=False)
+            node = SlurmNode(tmp_path_factory.mktemp("s"), **wanted)  # type: ignore[arg-type]
+            made.callback(node.stop)
+            node.start()
+            return node
 
-    yield make
-    for node in made:
-        node.stop()
+        yield make
 
 
 @pytest.fixture(autouse=True)

@@ -164,7 +164,8 @@ def test_nothing_is_begun_that_a_reservation_would_end_before_it_has_loaded_whoe
         assert tree.journal("lease_granted") == [] and tree.journal("server_started") == []
         made = ahead_calls(calls)
         assert [words for words, _ in made[:2]] == list(AHEAD)
-        assert all(at_s - before_s > 58 for (_, before_s), (_, at_s) in itertools.pairwise(made[1:])), "one a minute, and none for a restart"
+        # From then on one a minute, and none for a restart.
+        assert all(at_s - before_s > 58 for (_, before_s), (_, at_s) in itertools.pairwise(made[1:]))
     finally:
         tree.close()
 

@@ -18,6 +18,7 @@ EMBEDDED = Path(
     or Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local/share") / "llmwd/embedded"
 )
 LEASE_TTL_S = 8
+TEST_WITHIN_S = 1200  # it loads up to three times, each in minutes on a busy machine
 # float32, as in models/smollm2-135m.env: what it answers must not depend on the processor.
 ARGS = '--served-model-name smollm2 --max-model-len 2048 --enforce-eager --dtype float32 --override-generation-config {"temperature":0.0}'
 
@@ -31,6 +32,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     ours = [item for item in items if HERE in item.path.parents]
     for item in ours:
         item.add_marker(pytest.mark.vllm)
+        item.add_marker(pytest.mark.timeout(TEST_WITHIN_S))
     left_out = [item for item in ours if _without("vllm") or (_without("slurm") and item.get_closest_marker("slurm"))]
     items[:] = [item for item in items if item not in left_out]
     config.hook.pytest_deselected(items=left_out)

@@ -6,7 +6,7 @@ from llmwd.adapters import procs
 from tests.tree.supervised import Supervised
 from tests.waiting import wait_until
 
-LOADS_WITHIN_S = 240
+LOADS_WITHIN_S = 400  # its imports alone take minutes where everybody has a tenth of a core
 STREAM_ENDS_WITHIN_S = 10
 RELEASED_WITHIN_S = 5
 CAPITAL = "What is the capital of France?"
@@ -56,8 +56,9 @@ def of_the_door(tree: Supervised) -> set[int]:
 
 
 def nothing_left_of_the_server(tree: Supervised, some: list[Process]) -> None:
-    all_gone(some, 5)
+    all_gone(some, 20)
     ours = {worker["pid"] for worker in tree.status()["workers"]} | {tree.process.pid} | of_the_door(tree)
-    wait_until(lambda: {pid for pid, _ in tree.left()} <= ours, 5, what=f"only {ours} of {tree.left()}")
+    wait_until(lambda: {pid for pid, _ in tree.left()} <= ours, 20, what=f"only {ours} of {tree.left()}")
     assert refuses_connections(tree)
-    assert not (tree.runtime / "rpc").exists()
+    # The manager clears up once it has heard of the end.
+    wait_until(lambda: not (tree.runtime / "rpc").exists(), 20, what="the end of the folder of vLLM's sockets")

@@ -105,9 +105,8 @@ def test_plans_that_are_not_understood_or_not_told_end_nothing_and_are_said_once
     ask: Ask, caplog: pytest.LogCaptureFixture
 ) -> None:
     use = "*GresUsed*) printf '%-256s%-64s%s\\n' 'gpu:h200:0(IDX:N/A)' idle gpu:h200:4 ;;"
-    desk = ask(
-        f'case "$0 $*" in *squeue*) echo "from job $$" ;; *reservations*) echo no >&2; exit 1 ;; {use} *) {MINE} ;; esac', lookahead=True
-    )
+    plans = '*squeue*) echo "from job $$" ;; *reservations*) echo no >&2; exit 1 ;;'
+    desk = ask(f'case "$0 $*" in {plans} {use} *) {MINE} ;; esac', lookahead=True)
     shell = desk._shell
     for _ in range(3):
         shell.until(lambda: not desk.ahead.grant_why() and not desk._calls, 30)
@@ -121,7 +120,8 @@ def test_plans_that_are_not_understood_or_not_told_end_nothing_and_are_said_once
 def test_a_job_whose_question_hangs_is_known_by_a_reading_of_the_node_before_it_counts_as_one_on_our_gpus(ask: Ask) -> None:
     """It is alone, and nothing else makes us ask: the next reading would come a minute later."""
     use = "*GresUsed*) printf '%-256s%-64s%s\\n' 'gpu:h200:1(IDX:1)' mixed gpu:h200:4 ;;"
-    desk = ask(f'case "$0 $*" in *"show job"*) exec tail -f /dev/null ;; {use} *) {MINE} ;; esac', reconcile_s=60.0, scontrol_timeout_s=30.0)
+    script = f'case "$0 $*" in *"show job"*) exec tail -f /dev/null ;; {use} *) {MINE} ;; esac'
+    desk = ask(script, reconcile_s=60.0, scontrol_timeout_s=30.0)
     shell, claims = desk._shell, desk._claims
     claims.resolve_deadline_s = 6.0
     shell.until(lambda: desk.state.works, 30)
