@@ -136,7 +136,7 @@ class Supervised:
             within_s, "serving with all workers ready",
         )
 
-    def stop(self, within_s: float = 30) -> int:
+    def stop(self, within_s: float = 60) -> int:
         self.tell("happened")
         self.process.send_signal(signal.SIGTERM)
         return self.process.wait(within_s)
@@ -171,7 +171,7 @@ class Supervised:
         try:
             if self.process is not None and self.process.poll() is None:
                 self.stop()
-            wait_until(lambda: not self.left(), 15, what=f"the end of {self.left()}")
+            wait_until(lambda: not self.left(), 30, what=f"the end of {self.left()}")
             if self.observer is not None:
                 self.judge()
         finally:

@@ -425,7 +425,7 @@ def test_no_secret_is_in_a_command_line_a_log_the_status_a_message_a_notice_or_t
         planted["door"] = tree.ctl("key", "add", "alice").stdout.strip()
         watch._secrets += [planted["made"].encode(), planted["door"].encode()]
         for headers in ({"Authorization": f"Bearer {planted['door']}"}, {"x-api-key": planted["door"]}):
-            wait_until(lambda headers=headers: let_in(tree, headers), 15, what="an answer of the door's")
+            wait_until(lambda headers=headers: let_in(tree, headers), 30, what="an answer of the door's")
         wait_until(lambda: tree.journal("tunnel_died"), 30, what="a tunnel that has died")
         tree.job(1, "0-7")
         tree.phase("waiting")

@@ -29,7 +29,7 @@ def test_the_door_outlives_its_worker_and_shows_itself_and_no_error_is_a_502(out
         seen = pool.submit(lambda: {out.status("GET", "/health") for _ in iter(over.is_set, True)})
         restarted(out)
         assert sum(1 for _ in stream) == 49
-        shown = wait_until(lambda: out.tree.status()["door"] if out.tree.status()["door"]["reachable"] else None)
+        shown = out.tree.until(lambda status: status["door"]["reachable"])["door"]
         over.set()
         assert seen.result() == {200}  # what Caddy was told is true all the while
     assert out.caddy_pid == pid

@@ -69,7 +69,7 @@ def holder_of(status: dict, index: int) -> str:
 
 
 def test_a_process_of_ours_is_ours_and_a_strangers_is_a_yield_and_keeps_a_free_gpu_from_us(driven: Start, stranger: int) -> None:
-    tree, driver = driven(RESUME_AFTER=2)  # so long it waits at least, though other GPUs are free, and is seen to
+    tree, driver = driven(RESUME_AFTER=2)  # it waits long enough to be seen, and for the driver's word on GPU 2
     status = tree.serving_on(2, 3)
     driver.write(*FOUR, on(2, status["server"]["pid"], while_alive=1), on(3, status["server"]["pid"], while_alive=1), on(0, stranger))
     tree.until(lambda status: holder_of(status, 0) == "other", what="the stranger on GPU 0 seen")
@@ -304,7 +304,7 @@ def test_a_driver_that_hangs_from_the_start_is_told_as_that_and_not_as_a_node_wi
 
 
 def test_a_strangers_graphics_count_as_much_as_his_computing(driven: Start, stranger: int) -> None:
-    tree, driver = driven()
+    tree, driver = driven(RESUME_AFTER=2)  # time for the driver to say that GPU 2 is free of us: else it would be 0 and 1
     tree.serving_on(2, 3)
     driver.add(on(3, stranger, kind="graphics"))
     tree.serving_on(1, 2)
@@ -322,7 +322,7 @@ def test_a_model_on_two_gpus_gets_a_pair_that_nvlink_joins_and_the_other_pair_wh
 
 
 def test_gpus_that_cannot_be_sliced_and_do_not_tell_a_processes_memory_are_used_and_given_back(driven: Start, stranger: int) -> None:
-    tree, driver = driven(*(f"{gpu} sliceable=0" for gpu in FOUR))
+    tree, driver = driven(*(f"{gpu} sliceable=0" for gpu in FOUR), RESUME_AFTER=2)  # as above
     status = tree.serving_on(2, 3)
     assert status["gpu_map"]["certain"]
     driver.add(f"process gpu=3 pid={stranger} used=-1")

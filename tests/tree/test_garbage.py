@@ -32,6 +32,7 @@ def test_raw_bytes_on_every_socket_change_nothing(supervised: Start) -> None:
     """Caddy's own, which people reach and which we configure it by, among them."""
     tree = supervised(DOOR="true")
     tree.all_ready()
+    tree.until(lambda status: status["door"]["reachable"], what="Caddy")  # it may take longer than the model
     before = tree.pids()
     dice = random.Random(1)
     paths = [path for path in tree.runtime.iterdir() if path.is_socket()]
@@ -70,7 +71,7 @@ def test_well_formed_messages_full_of_garbage_change_nothing(supervised: Start) 
             desk.setsockopt(zmq.LINGER, 0)
             desk.connect(f"ipc://{tree.runtime}/desk-resolver")
             desk.send(b"\xc1 not an order")
-            assert desk.poll(5000) and b"refused" in desk.recv()
+            assert desk.poll(30_000) and b"refused" in desk.recv()
     assert tree.answers() and tree.ctl("resume").returncode == 0
     assert tree.pids() == before
 
@@ -104,7 +105,7 @@ def beats(tree: Supervised, count: int = 3) -> None:
         then = tree.look().facts
         for name in FACTS:
             at_s = getattr(then, name).at_s
-            wait_until(lambda name=name, at_s=at_s: getattr(tree.look().facts, name).at_s > at_s, 10, what=f"a beat: {name}")
+            wait_until(lambda name=name, at_s=at_s: getattr(tree.look().facts, name).at_s > at_s, 30, what=f"a beat: {name}")
 
 
 def test_absurd_orders_are_refused_at_every_desk_and_crash_nobody_later_either(supervised: Start) -> None:
@@ -121,7 +122,7 @@ def test_absurd_orders_are_refused_at_every_desk_and_crash_nobody_later_either(s
 
                 def told(order: Order, desk: zmq.Socket = desk) -> Reply:
                     desk.send_multipart([b"", msgspec.msgpack.encode(order)])
-                    assert desk.poll(10_000), f"no answer to {str(order)[:200]}"
+                    assert desk.poll(30_000), f"no answer to {str(order)[:200]}"
                     return msgspec.msgpack.decode(desk.recv_multipart()[-1], type=Reply)
 
                 for order in ABSURD:

@@ -52,6 +52,7 @@ def test_the_server_ends_before_the_tunnel_and_nothing_sleeps(supervised: Start,
         tree.job(job, "0-7")
         release = wait_until(lambda: next((it for it in tree.journal("released") if it["job"] == str(job)), None), 20)
         took_s.append(release["gone_s"] - release["seen_s"])
+        tree.phase("waiting")
         tree.job_over(job)
     assert min(took_s) < 1.0
     assert [cmd for _, cmd in tree.left() if b"cloudflared.py" in cmd]  # deaf as it is, it was not waited for
@@ -79,6 +80,7 @@ def test_nothing_is_ever_signalled_by_its_name_or_its_user(supervised: Start) ->
     try:
         tree.job(1, "0-7")
         gone(tree)
+        tree.phase("waiting")  # a status is kept after it is told, and the model may be gone before: it would still serve
         tree.job_over(1)
         tree.serving()
         tree.signal("holder", signal.SIGKILL)  # clearing up after a holder goes by the marker
@@ -140,6 +142,7 @@ def test_the_api_server_is_never_killed_alone_and_its_end_leaves_no_engine(super
     release = wait_until(lambda: tree.journal("released"), 10)[-1]
     assert release["killed_s"] is None  # SIGTERM to all of it, and that was enough
     assert release["model_gone_s"] <= release["gone_s"]
+    tree.phase("waiting")
     tree.job_over(1)
     tree.serving()
     old = {pid for pid, cmd in tree.left() if b"server.py" in cmd}

@@ -142,12 +142,18 @@ def reload(tree: Supervised, times: int) -> None:
     wait_until(lambda: tree.log("root").count("settings read again") >= times, 20)
 
 
+def renewed_for_s(tree: Supervised) -> float:
+    fact = tree.look().facts.gpus
+    return fact.lease.expires_s - fact.at_s
+
+
 def test_new_settings_come_into_force_without_touching_the_server(supervised: Start) -> None:
     tree = supervised()
     tree.all_ready()
     before = tree.pids()
     tree.write_settings(RESUME_AFTER=7, LEASE_TTL=9, NTFY_PRIORITY="low", POLL_INTERVAL=1, YIELD_GRACE=2, BACKOFF_MAX=60)
     reload(tree, 1)
+    wait_until(lambda: renewed_for_s(tree) > 6.5, what="the resolver's first use of LEASE_TTL")  # it reads them by itself
     # A job comes and goes elsewhere: proof that the resolver has gone on since.
     tree.job(1, "0")
     tree.until(lambda status: status["jobs"])

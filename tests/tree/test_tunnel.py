@@ -60,6 +60,7 @@ def test_the_tunnel_stays_up_while_caddy_is_restarted_and_while_the_gpus_are_giv
 def test_a_deaf_cloudflared_is_gone_within_its_lease_when_the_root_is_killed(public):
     tree = public("--ignore-term", LEASE_TTL=4)
     pid = tunnel(tree).pid
+    start = procs.start_ticks(pid)
     tree.signal("root", signal.SIGKILL)
     tree.process.wait(10)
-    wait_until(lambda: procs.stat(pid) is None or procs.stat(pid).dead, 4 + 1, what="the end of cloudflared")
+    wait_until(lambda: not procs.alive(pid, start), 20, what="the end of cloudflared")
