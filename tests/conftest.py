@@ -7,7 +7,12 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
+
+# On a busy machine any example may wait 200 ms for a processor, and then a second run of it is quick, which counts as a failure.
+hypothesis.settings.register_profile("busy", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+hypothesis.settings.load_profile("busy")
 
 # A shell that starts a command in its background has it ignore Ctrl-C, and what that starts ignores it as well: the
 # tests that press Ctrl-C would wait for ever.
