@@ -8,7 +8,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import uuid
@@ -23,6 +22,7 @@ from llmwd.ctl.place import Look, look
 from llmwd.messages import ServerFact
 from tests.observer.judge import Bounds
 from tests.observer.watch import Observer
+from tests.ports import free_port
 from tests.waiting import wait_until
 
 CHECKOUT = Path(__file__).resolve().parents[2]
@@ -30,12 +30,6 @@ FAKE_SERVER = CHECKOUT / "tests" / "fakes" / "server.py"
 MARK = "LLMWD_TEST"  # in the environment of everything a test starts
 OBSERVED_EVERY_S = 0.04  # a look costs about a millisecond
 WORKERS = ("notifier", "detector", "resolver", "vllm", "door", "tunnel")
-
-
-def free_port() -> int:
-    with socket.socket() as trial:
-        trial.bind(("127.0.0.1", 0))
-        return trial.getsockname()[1]
 
 
 class Supervised:
