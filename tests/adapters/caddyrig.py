@@ -18,7 +18,7 @@ from llmwd.adapters import caddy, doorkeys, listeners
 from llmwd.core import doorconfig, doorwanted, doorwords
 from llmwd.core.doorpage import page
 from llmwd.vocab import NodePhase, Reason
-from tests.tree.supervised import free_port
+from tests.ports import free_port
 from tests.waiting import wait_until
 from tests.workers.harness import server_fact
 

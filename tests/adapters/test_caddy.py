@@ -42,20 +42,22 @@ def code(body: bytes) -> str:
 
 
 def test_every_path_in_every_state_says_why_and_when_to_ask_again_at_once(rig: Rig) -> None:
-    took_s = []
+    took_s, page_s = [], []
     for word, (reason, phase) in AWAY.items():
         rig.says(doorwanted.CLOSED, reason, phase)
         for line in ALL:
             began_s = time.monotonic()
             status, headers, body = rig.ask(line, body=b"{}" if line.startswith("POST") else b"")
             took_s.append(time.monotonic() - began_s)
+            assert rig.ask("GET /", name=None)[0] == 200  # what Caddy has in a file, on the same busy machine
+            page_s.append(time.monotonic() - began_s - took_s[-1])
             assert headers["content-type"] == "application/json", (line, word)
             if line.endswith("/v1/models"):
                 assert status == 200 and (line.startswith("HEAD") or json.loads(body)["data"][0]["state"] == word)
             else:
                 assert (status, int(headers["retry-after"]) > 0) == (503, True), (line, word)
                 assert line.startswith("HEAD") or code(body) == word
-    assert statistics.median(took_s) < 0.05
+    assert statistics.median(took_s) < statistics.median(page_s) + 0.05
 
 
 def reset(connection: socket.socket, _: bytes) -> None:
@@ -131,7 +133,7 @@ def test_who_only_looks_is_answered_at_once_while_others_wait(tmp_path: Path) ->
         assert rig.ask("GET /health")[0] == 503
         rig.says(doorwanted.OPEN, dial=doorwanted.nobody(str(rig.files)))  # vLLM has ended, and nobody knows of it
         assert rig.ask("GET /health")[0] == 503 and rig.ask("GET /v1/models")[0] == 503
-        assert time.monotonic() - began_s < 5 and not waiting.done()
+        assert time.monotonic() - began_s < 15 and not waiting.done()
         rig.says(doorwanted.OPEN)
         assert waiting.result(20)[0] == 200
 

@@ -82,7 +82,7 @@ def test_what_it_cannot_begin_with_is_a_plain_sentence_and_is_judged(begin, conf
 
 
 def test_connections_come_one_after_another_and_a_sigterm_ends_it_with_0(begin, tmp_path):
-    process = begin(CONFIG, "--url", "http://localhost", flags=("--connect-every", "0.3"))
+    process = begin(CONFIG, "--url", "http://localhost", flags=("--connect-every", "1"))
     address = wait_until(lambda: tunnelfaults.metrics_address(process.stdout.readline()))
     seen: list[int | None] = []
     wait_until(lambda: seen.append(cloudflared.ready(address)) or seen[-1] == 4)

@@ -480,6 +480,8 @@ def test_another_server_gets_a_dead_mans_notice_only_once_it_has_shown_that_it_c
             stage.until(lambda: server.scheduled == [], what="taken back at the former server")
             stage.be(NodePhase.failed, reason=Reason.server_failed)
             assert "2.16" in stage.until_fact(deadman=lambda why: why, sent=2, waiting=0).deadman  # 2: the old one has answered
+            stage.reload(**stage.base | {"NTFY_SERVER": old.url, "NTFY_DEADMAN": 0})
+            stage.until_fact(deadman="")  # so that the words below are those of the next reload
             stage.reload(**stage.base)
             stage.until_fact(deadman="waits for the first notice, to see that the server can (from ntfy 2.16 on)")
             stage.be(NodePhase.serving, ready_at=2000.0)

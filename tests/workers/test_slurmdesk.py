@@ -40,7 +40,7 @@ def ask(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Ask]:
         made.append((desk, shell))
         if desk.applies or sinfo is not None:
             desk.pump()
-            shell.until(lambda: desk.node is not None or desk.last_error or not desk.applies, 10)
+            shell.until(lambda: desk.node is not None or desk.last_error or not desk.applies)
         return desk
 
     yield make
@@ -97,7 +97,7 @@ def test_a_node_whose_gpus_become_others_is_known_by_the_next_reading(ask: Ask, 
     desk = ask(columns)
     assert desk.node.gpus == 4
     shell = desk._shell
-    shell.until(lambda: desk.state.works, 10)
+    shell.until(lambda: desk.state.works)
     assert (desk.node.gpus, desk.node.counts, desk.grant_why(0.0)) == (3, (3,), "")
 
 

@@ -382,7 +382,8 @@ def test_a_reload_starts_it_anew_once_the_file_with_its_secret_is_another_one(tu
 def slow_to_tell_its_version(stage: Tunnel) -> None:
     """`asked` in the stage's folder: it has been asked for it; it answers once `answer` is there."""
     path = stage.folder / "cloudflared"
-    slow = f'case "$*" in *version*) : >"{stage.folder}/asked"; until [ -e "{stage.folder}/answer" ]; do sleep 0.1; done;; esac\nexec'
+    waits = f'until [ -e "{stage.folder}/answer" ]; do sleep 0.1; done'
+    slow = f'case "$*" in *version*) : >"{stage.folder}/asked"; {waits};; esac\nexec'
     path.write_text(path.read_text().replace("exec", slow, 1))
 
 
@@ -445,7 +446,8 @@ def test_a_cloudflared_that_is_deaf_to_its_first_term_gets_a_second_one(tunnel):
     stage.until(lambda: time.monotonic() > first_s + 4.0, what="a stop in the middle of the release")
     assert stage.stop(within_s=30.0) == 0
     assert time.monotonic() - before_s > GRACE_S + 2.5  # not before a request in flight may have ended
-    stage.until(lambda: "nothing is left of cloudflared, exit status -15" in stage.cloudflared_log())  # -9: SIGKILL at GRACE_S + 5
+    # By the second SIGTERM; -9 would be the SIGKILL after it.
+    stage.until(lambda: "nothing is left of cloudflared, exit status -15" in stage.cloudflared_log())
     assert "SIGKILL" not in stage.cloudflared_log()
 
 
