@@ -7,20 +7,15 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-import hypothesis
 import pytest
 from hypothesis import HealthCheck, settings
 
 # The same examples in every run, or a test would fail by chance on a change that has nothing to do with it. New ones are
-# looked for with `HYPOTHESIS_PROFILE=search`.
-# No example has a deadline: other tests have the same cores.
+# looked for with `HYPOTHESIS_PROFILE=search`. None has a deadline: any may wait for a processor, and a second run of it that
+# is quick counts as a failure, too.
 settings.register_profile("same", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.register_profile("search", parent=settings.get_profile("same"), derandomize=False)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "same"))
-
-# On a busy machine any example may wait 200 ms for a processor, and then a second run of it is quick, which counts as a failure.
-hypothesis.settings.register_profile("busy", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
-hypothesis.settings.load_profile("busy")
 
 # A shell that starts a command in its background has it ignore Ctrl-C, and what that starts ignores it as well: the
 # tests that press Ctrl-C would wait for ever.

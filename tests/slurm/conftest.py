@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.slurm.company import company
 from tests.slurm.testbed import SlurmNode, missing
 
 HERE = Path(__file__).parent
@@ -80,7 +81,14 @@ def make_slurm_node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callab
 
 
 @pytest.fixture(autouse=True)
-def quiet_nodes(running_nodes: list[SlurmNode]) -> Iterator[None]:
+def in_company(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Beside other tests, or without any where the test is marked `alone`."""
+    with company(request.node.get_closest_marker("alone") is not None):
+        yield
+
+
+@pytest.fixture(autouse=True)
+def quiet_nodes(in_company: None, running_nodes: list[SlurmNode]) -> Iterator[None]:
     """After each test: the session's nodes have both daemons, no job and no job folder, whatever the test did."""
     yield
     for node in running_nodes:

@@ -11,6 +11,7 @@ from tests.fakes.loop_shell import LoopShell
 from tests.slurm.testbed import SlurmNode
 from tests.waiting import wait_until
 
+pytestmark = pytest.mark.alone
 Start = Callable[..., LoopShell]
 
 

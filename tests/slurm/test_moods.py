@@ -148,6 +148,7 @@ def test_a_job_whose_prolog_takes_long_is_left_for_at_once_and_named_when_it_beg
         assert (proved["job"], proved["begun_s"]) == (str(job), release["revoked_s"])
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize(
     ("detection", "seer"),
     [

@@ -78,7 +78,8 @@ def ntfy() -> Iterator[NtfyServer]:
 @pytest.fixture(scope="module")
 def started(embedded: Path, node: SlurmNode | None, ntfy: NtfyServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Supervised]:
     settings = {
-        "DETECTION": "stepd,cgroup2,gresused,procfs,sim" if node else "sim", "SLURM_NODE": node.node if node else "", "LEASE_TTL": LEASE_TTL_S,
+        # Not by processes: those of other tests' nodes without job cgroups would count as well.
+        "DETECTION": "stepd,cgroup2,gresused,sim" if node else "sim", "SLURM_NODE": node.node if node else "", "LEASE_TTL": LEASE_TTL_S,
         "RECONCILE": 3, "RESUME_AFTER": 0.5, "LLM_VENV": embedded / "venv", "LLM_BIN": embedded / "venv/bin/vllm",
         "DOOR": "true", "DOOR_PORT": free_port(), "NTFY_SERVER": ntfy.url, "NTFY_TOPIC": "t",
     }
