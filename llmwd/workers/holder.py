@@ -352,6 +352,7 @@ class Holder:
         if self.state["releasing"] is None and self.state["gone_s"] is None:
             self.living = {pid: found.start for pid, found in procs.walk(os.getpid()) if not found.dead}
             self.model.learn(self.living)
+            self._tell_guard()  # first: who is told of these processes may rely on their end, whatever happens to us
 
     def _publish(self) -> None:
         self._refresh()

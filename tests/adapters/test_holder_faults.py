@@ -138,7 +138,8 @@ def test_a_holder_that_is_stopped_and_has_nobody_is_ended_by_its_guard(hold, whe
 
 def test_what_put_away_the_marker_does_not_outlive_a_holder(hold):
     held = hold("/bin/sh", "-c", "env -i setsid sleep 1000 & exec sleep 1000")
-    state = wait_until(lambda: (now := held.renew()) and len(now.pids) == 2 and all(b"sleep" in procs.cmdline(pid) for pid in now.pids) and now)
+    both = [b"sleep\0001000\0"] * 2  # what ran before had the marker
+    state = wait_until(lambda: (now := held.renew()) and list(map(procs.cmdline, now.pids)) == both and now)
     os.kill(held.process.pid, signal.SIGKILL)
     freed(state.pids)
 
