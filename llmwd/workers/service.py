@@ -180,6 +180,7 @@ class Service:
             self._link.send(order)
         else:
             self._pending_release = order
+            self._recall()
         self._step(Event.stop)
         self._watch_holder(self._hearing.released(time.monotonic(), grace_s))
 
@@ -238,6 +239,12 @@ class Service:
         if self._process is not None:
             signal.pidfd_send_signal(self._process.pidfd, signal.SIGKILL)  # its end leads to the sweep
 
+    def _recall(self) -> None:
+        """It does not listen yet, and would start the program first: SIGTERM ends it before that, or is a release to it."""
+        if self._process is not None:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self._process.pidfd, signal.SIGTERM)
+
     def _attach(self, link: holding.HolderLink) -> None:
         self._link = link
         self._shell.watch(link, self._readable)
@@ -284,6 +291,8 @@ class Service:
             if words is not None and words.marker == self._marker:
                 self.state = words
                 self._gone(words)
+            elif self._pending_release is not None:
+                self._sweep()  # recalled before it had begun
             else:
                 self._lost("its holder died")
 
