@@ -44,8 +44,14 @@ def plan(now: Serving, now_s: float) -> Plan:
     keeps = now.alive and not now.stopping and now.wanted_recipe is None and now.tree_gpus is not None
     wanted = now.profile_gpus if startable else len(now.tree_gpus) if keeps else 0
     end = _end(now, lease) if now.alive else None
-    run = lease if startable and lease is not None and len(lease.gpus) == wanted else None
+    run = lease if startable and lease is not None and len(lease.gpus) == wanted and (now.alive or _fresh(lease, now, now_s)) else None
     return Plan(run=run, end=end, wanted_gpus=wanted)
+
+
+def _fresh(lease: Lease, now: Serving, now_s: float) -> bool:
+    """Whether to start on it. A resolver that lives renews it before only a quarter is left: such a one is what a manager
+    knows who was stopped, may be revoked in a word that waits to be read, and could end before the program's holder is there."""
+    return lease.expires_s - now_s > now.lease_ttl_s / 4
 
 
 def _came_back(lease: Lease, now: Serving) -> bool:

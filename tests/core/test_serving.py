@@ -52,6 +52,12 @@ def test_nothing_starts_on_a_lease_that_has_expired() -> None:
     assert planned(IDLE, now_s=110.0).run is None
 
 
+def test_nothing_starts_on_a_lease_that_nobody_has_renewed_for_long_and_what_runs_on_it_goes_on() -> None:
+    assert planned(IDLE, 107.4, lease_ttl_s=10.0).run == LEASE
+    assert planned(IDLE, 107.5, lease_ttl_s=10.0).run is None
+    assert planned(RUNS, 107.5, lease_ttl_s=10.0) == Plan(run=LEASE, end=None, wanted_gpus=2)
+
+
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
