@@ -27,6 +27,10 @@ class Readiness:
         self._quiet = 0
         self._tokens: float | None = None
 
+    @property
+    def asks(self) -> bool:
+        return self._asked is not None
+
     def begin(self, url: str, served_as: str, api_key: str | None, ready: bool = False) -> None:
         """ready: it has answered before, to an earlier incarnation of ours."""
         self._asked, self._ready, self._quiet, self._tokens = object(), ready, 0, None

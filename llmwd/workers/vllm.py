@@ -22,6 +22,7 @@ from llmwd.config import (
     ConfigError,
     Loaded,
     Profile,
+    Settings,
     api_key,
     base_url,
     endpoint,
@@ -56,6 +57,15 @@ RPC_SOCKET_NAME = len("/01234567-89ab-cdef-0123-456789abcdef")
 BAD_ARGUMENTS_EXIT = 2  # argparse: no restart mends it
 
 
+class Model(msgspec.Struct, frozen=True):
+    """What is told of a server, as its profile was when it was started."""
+
+    profile: str
+    model_name: str
+    served_as: str
+    bin: str
+
+
 class Manager:
     """See the module's text."""
 
@@ -68,7 +78,7 @@ class Manager:
         self.stopping = False
         self.failure_detail = ""
         self.rpc_folder = shell.boot.runtime / "rpc"
-        self.started_profile: Profile | None = None
+        self.model: Model | None = None
         self.tree_lease: Lease | None = None
         self.tree_gpus: tuple[int, ...] | None = None
         self.recipe: str | None = None
@@ -107,9 +117,10 @@ class Manager:
             self._remember_tree(state)
             self.service.adopted(ready=self.ready_at is not None)
             self.shell.log.info("vLLM (pid %s) taken over, %s", state.server_pid, self.service.life.phase)
-            self._ask_whether_it_answers(ready=self.ready_at is not None)
             if self.ready_at is not None:
                 self.load.begin(self.url)
+            else:
+                self._limit_start(state.started_s)
         self.reconcile()
 
     def on_gpus(self, fact: GpusFact) -> None:
@@ -197,6 +208,8 @@ class Manager:
             self.service.renew(self.gpus.lease.expires_s)
         elif planned.run is not None and not self.service.alive and self.service.life.phase is Phase.stopped:
             self._start(planned.run)
+        if self.service.alive and planned.end is None and not self.service.releasing and not self.readiness.asks:
+            self._ask_whether_it_answers()
         if self.gpus is not None and self.gpus.lease is not None and self.gpus.lease.expires_s > now_s:
             self.shell.at("lease", self.gpus.lease.expires_s, self.reconcile)
         self._publish(planned, now_s, repeat)
@@ -222,7 +235,8 @@ class Manager:
         if _port_taken(where.host, where.port):
             self.service.cannot_start(f"port {where.port} is in use by another program: free it, or set SERVER_PORT")
             return
-        self.started_profile, self.tree_lease, self.tree_gpus = profile, lease, lease.gpus
+        self.model = _model(profile, settings)
+        self.tree_lease, self.tree_gpus = lease, lease.gpus
         self.recipe, self.url = self._recipe_of(profile), base_url(profile, settings)
         self.started_at, self.ready_at, self.releasing = time.time(), None, None
         env = serve_environment(profile, settings, lease.uuids, os.environ, self.shell.boot.api_key)
@@ -234,9 +248,10 @@ class Manager:
         if not self.service.alive:
             return  # told as a death already
         self.shell.journal.write("server_started", profile=profile.name, gpus=lease.gpus, epoch=lease.epoch)
-        self._ask_whether_it_answers(ready=False)
-        started_s = time.monotonic()
-        self.shell.at("start-timeout", started_s + settings.start_timeout_s, lambda: self._took_too_long(started_s))
+        self._limit_start(time.monotonic())
+
+    def _limit_start(self, started_s: float) -> None:
+        self.shell.at("start-timeout", started_s + self.settings.start_timeout_s, lambda: self._took_too_long(started_s))
 
     def _make_rpc_folder(self, env: dict[str, str]) -> None:
         """vLLM leaves seven sockets behind at each end, in TMPDIR unless it is told another folder: one that we remove."""
@@ -298,10 +313,13 @@ class Manager:
 
     # --- whether it answers ------------------------------------------------------------------------------
 
-    def _ask_whether_it_answers(self, ready: bool) -> None:
-        profile = self.started_profile
-        key = api_key(profile, self.settings, self.shell.boot.api_key)
-        self.readiness.begin(self.url, endpoint(profile, self.settings).served_as, key, ready)
+    def _ask_whether_it_answers(self) -> None:
+        """With its profile's key. One that has become invalid since a former incarnation of ours started the server takes
+        nothing down: it is asked once the profile is valid again."""
+        profile = self.profile
+        if profile is not None and profile.name == self.model.profile:
+            key = api_key(profile, self.settings, self.shell.boot.api_key)
+            self.readiness.begin(self.url, self.model.served_as, key, ready=self.ready_at is not None)
 
     def _wedged(self) -> None:
         self.service.fail("it says that it is healthy and answers nothing")
@@ -310,10 +328,10 @@ class Manager:
         self.ready_at = time.time()
         self.failure_detail = ""
         took_s = self.ready_at - (self.started_at or self.ready_at)
-        self.shell.log.info("%s answers at %s, %.1f s after its start", self.started_profile.name, self.url, took_s)
-        self.shell.journal.write("server_ready", profile=self.started_profile.name, took_s=took_s, url=self.url)
+        self.shell.log.info("%s answers at %s, %.1f s after its start", self.model.profile, self.url, took_s)
+        self.shell.journal.write("server_ready", profile=self.model.profile, took_s=took_s, url=self.url)
         if self.service.state is not None:
-            self.loads.measured(self.started_profile.name, time.monotonic() - self.service.state.started_s)
+            self.loads.measured(self.model.profile, time.monotonic() - self.service.state.started_s)
         self.service.remember(self._note())
         self.service.proved()
         self.load.begin(self.url)
@@ -322,15 +340,14 @@ class Manager:
 
     def _note(self) -> dict[str, str | int | float | None]:
         return {
-            "profile": self.started_profile.name, "recipe": self.recipe, "url": self.url,
+            **msgspec.structs.asdict(self.model), "recipe": self.recipe, "url": self.url,
             "gpus": ",".join(map(str, self.tree_gpus)), "epoch": self.tree_lease.epoch,
             "started_at": self.started_at, "ready_at": self.ready_at,
         }
 
     def _remember_tree(self, state: HolderState) -> None:
         note = state.note
-        loaded = load(self.shell.boot.home, str(note["profile"]))
-        self.started_profile = loaded.profile or self.profile
+        self.model = Model(*(str(note.get(name) or "") for name in Model.__struct_fields__))
         self.recipe, self.url = str(note["recipe"]), str(note["url"])
         self.tree_gpus = tuple(int(word) for word in str(note["gpus"]).split(",") if word)
         self.tree_lease = Lease(epoch=int(note["epoch"]), gpus=self.tree_gpus, uuids=(), granted_s=0.0, expires_s=0.0)
@@ -382,17 +399,16 @@ class Manager:
                 self._since_at = time.time()
             self._shown = (node_phase, reason)
         state = self.service.state if self.service.alive else None
-        profile = self.started_profile if self.service.alive else self.profile
-        served = endpoint(profile, self.settings).served_as if profile else None
+        model = self.model if self.service.alive else _model(self.profile, self.settings)
         self.neighbour.read(state.server_pid if state else None, self.service.life.phase)
         fact = ServerFact(
-            profile=profile.name if profile else None, model_name=profile.model_name if profile else None,
-            served_as=served, wanted_gpus=planned.wanted_gpus, phase=self.service.life.phase, node_phase=node_phase,
+            profile=model.profile if model else None, model_name=model.model_name if model else None,
+            served_as=model.served_as if model else None, wanted_gpus=planned.wanted_gpus, phase=self.service.life.phase, node_phase=node_phase,
             reason=reason, detail=redact.mask(detail), since_at=self._since_at,
             holding=self.tree_gpus if self.service.alive and self.tree_gpus else (),
             lease_epoch=self.tree_lease.epoch if self.tree_lease else None,
             pid=state.server_pid if state else None, holder_pid=state.pid if state else None, url=self.url,
-            bin=profile.llm_bin if profile else None,
+            bin=model.bin if model else None,
             ready_at=self.ready_at, started_at=self.started_at,
             load_s=self.loads.expected_s(self.profile.name if self.profile else None), deaths=self.service.deaths,
             released=self.released, revoked_s=self.revoked_s, heard_s=self.gpus.at_s if self.gpus else 0.0, at_s=now_s,
@@ -401,6 +417,12 @@ class Manager:
         before, self._published = self._published, fact
         if repeat or before is None or msgspec.structs.replace(before, at_s=now_s) != fact:
             self.shell.publish(fact)
+
+
+def _model(profile: Profile | None, settings: Settings) -> Model | None:
+    if profile is None:
+        return None
+    return Model(profile.name, profile.model_name, endpoint(profile, settings).served_as, profile.llm_bin)
 
 
 def _how(status: int | None) -> str:

@@ -3,10 +3,13 @@
 import http.client
 import json
 import os
+import signal
 import socket
 from pathlib import Path
 
+from llmwd.adapters.rundir import write_atomic
 from tests.tree.conftest import Start
+from tests.tree.supervised import Supervised
 from tests.waiting import wait_until
 
 
@@ -63,25 +66,52 @@ def test_one_that_dies_by_itself_is_started_again_after_a_backoff_without_losing
     assert "signal 9" in tree.journal("server_died")[0]["how"]
 
 
+def healthy(tree: Supervised) -> bool:
+    connection = http.client.HTTPConnection("127.0.0.1", tree.port, timeout=5)
+    try:
+        connection.request("GET", "/health")
+        return connection.getresponse().status == 200
+    except OSError:
+        return False
+    finally:
+        connection.close()
+
+
 def test_one_that_says_healthy_and_answers_nothing_is_never_called_serving(supervised: Start) -> None:
     tree = supervised({"FAKE_LIE_ABOUT_HEALTH": 1}, START_TIMEOUT=6, BACKOFF_MIN=60, BACKOFF_MAX=60)
     tree.phase("loading")
-
-    def healthy() -> bool:
-        connection = http.client.HTTPConnection("127.0.0.1", tree.port, timeout=5)
-        try:
-            connection.request("GET", "/health")
-            return connection.getresponse().status == 200
-        except OSError:
-            return False
-        finally:
-            connection.close()
-
-    wait_until(healthy, 20)
+    wait_until(lambda: healthy(tree), 20)
     status = tree.phase("waiting")
     assert status["reason"] == "server_backoff" and "START_TIMEOUT" in status["detail"]
     assert tree.journal("server_ready") == []
     assert "serving" not in {entry["phase"] for entry in tree.journal("phase")}
+
+
+def test_a_manager_that_was_killed_while_one_loads_gives_it_no_more_time(supervised: Start) -> None:
+    tree = supervised({"FAKE_LIE_ABOUT_HEALTH": 1}, START_TIMEOUT=8, BACKOFF_MIN=60, BACKOFF_MAX=60)
+    wait_until(lambda: healthy(tree), 20)
+    tree.signal("vllm", signal.SIGKILL)
+    status = tree.phase("waiting")
+    assert len(tree.journal("server_started")) == 1, "it was not taken over"
+    assert status["reason"] == "server_backoff" and "START_TIMEOUT" in status["detail"]
+
+
+def test_a_profile_that_has_become_invalid_takes_nothing_down_though_the_manager_is_killed(supervised: Start) -> None:
+    tree = supervised({}, LEASE_TTL=60, PROBE_INTERVAL=0.2)
+    pid, profile = tree.all_ready()["server"]["pid"], tree.home / "models/fake.env"
+    text, killed = profile.read_bytes(), tree.worker("vllm")["pid"]
+    write_atomic(profile, b"NUM_GPUS=many\n")
+    tree.signal("vllm", signal.SIGKILL)
+    tree.until(lambda status: "NUM_GPUS" in status["detail"], what="a manager that knows of it")
+    status = tree.all_ready()
+    assert tree.worker("vllm")["pid"] != killed
+    assert (status["server"]["pid"], status["model"]["profile"], status["model"]["served_as"]) == (pid, "fake", "fake")
+
+    write_atomic(profile, text)
+    tree.signal("root", signal.SIGHUP)
+    assert tree.until(lambda status: not status["detail"])["server"]["pid"] == pid
+    tree.signal("server", signal.SIGSTOP)  # it is asked again whether it answers
+    wait_until(lambda: tree.journal("server_died"), what="the end of a server that does not answer")
 
 
 def test_a_port_in_use_is_told_in_a_sentence_and_waited_for(supervised: Start) -> None:
