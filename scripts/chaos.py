@@ -35,6 +35,7 @@ from tests.chaos.matrix import DRIVER, cells, meet, named, of_driver, pairs  # n
 from tests.chaos.plan import actions  # noqa: E402
 from tests.chaos.run import Play, Stuck  # noqa: E402
 from tests.chaos.stage import Stage  # noqa: E402
+from tests.tree import bugs  # noqa: E402
 
 COLUMNS = 220
 
@@ -115,6 +116,8 @@ def finish(stage: Stage) -> str:
     """An orderly end; what was wrong with it."""
     stage.observer.tell("happened")
     code = stage.tree.stop(40)
+    if found := bugs.in_files(stage.tree.errors):
+        return f"faults of our own code: {found}"
     left = stage.tree.left()
     return f"after the ordered end (exit code {code}) there are still {left}" if left or code else ""
 

@@ -28,7 +28,6 @@ from llmwd.workers.service import Service
 OFF = "off"
 OPEN_WORD = "yes-i-mean-it"
 GRACE_S = 1.0  # of its end: with us, the model ends as well
-RUNNING = (Phase.starting, Phase.ready)
 LOOK_FIRST_S, LOOK_EVERY_S = 0.05, 5.0
 DEAF_AFTER = 3
 LOAD_AGAIN_S = 5.0
@@ -113,7 +112,7 @@ class Door:
         self.reconcile()
 
     def on_beat(self) -> None:
-        if self.service.life.phase in RUNNING:
+        if self.service.running:
             self.service.renew(time.monotonic() + self.settings.lease_ttl_s)
         self.said.repeat()
         self.reconcile(repeat=True)
@@ -147,7 +146,7 @@ class Door:
         """Compare what is wanted with what runs, take the next step, show it."""
         service = self.service
         wanted = self.settings.door and not self.stopping
-        if service.alive and service.life.phase in RUNNING:
+        if service.running:
             if not wanted:
                 service.release(GRACE_S, "not wanted any more")
             elif service.life.phase is Phase.ready and self._busy is None:
@@ -255,7 +254,7 @@ class Door:
 
     def _looked(self, found: tuple[bool, bool] | None) -> None:
         phase = self.service.life.phase
-        if phase not in RUNNING:
+        if not self.service.running:
             return
         answers, works = found or (False, False)
         if answers and phase is Phase.starting:
@@ -293,7 +292,7 @@ class Door:
         if before is None or before.phase is not phase:
             self._since_at = time.time()
         state = self.service.state if self.service.alive else None
-        running = phase in RUNNING
+        running = self.service.running
         port = self.loaded.port if running and self.loaded is not None else None
         detail = OFF if not s.door and not self.service.alive else "; ".join(filter(None, self._problems()))
         fact = DoorFact(

@@ -1,4 +1,4 @@
-"""A service: an external program that a worker runs through a holder. One piece of code for vLLM, Caddy and cloudflared.
+"""A service: an external program that a worker runs through a holder. One file, so that vLLM, Caddy and cloudflared share it.
 
 The holder keeps the program's tree; this is the worker's end of it: start, adopt after a restart of the worker, renew
 the dead-man's switch, release, and clear up when the holder itself has died. What the phase is, and whether a death
@@ -77,6 +77,11 @@ class Service:
     def alive(self) -> bool:
         """A tree of ours may exist."""
         return self._marker is not None
+
+    @property
+    def running(self) -> bool:
+        """It was started, or taken over, and nothing has begun to end it. (What is only left to be cleared up does not run.)"""
+        return self.alive and self.life.phase in (Phase.starting, Phase.ready)
 
     @property
     def releasing(self) -> bool:

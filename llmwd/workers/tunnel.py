@@ -30,7 +30,6 @@ from llmwd.workers.tunnelwatch import Link, Watch
 TERM_AGAIN_S = tunnelconfig.GRACE_S + 3.0  # it has not ended by then: name servers that do not answer, a stuck drain
 RELEASE_GRACE_S = TERM_AGAIN_S + 2.0
 STOP_MARGIN_S = 1.5  # of an ordered stop's time that is kept for SIGKILL and for saying so
-RUNNING = (Phase.starting, Phase.ready)
 
 
 class Tunnel:
@@ -66,7 +65,7 @@ class Tunnel:
         )  # fmt: skip
 
     def _runs(self) -> bool:
-        return self.service.life.phase in RUNNING
+        return self.service.running
 
     # --- what happens ------------------------------------------------------------------------------------
 
@@ -111,7 +110,7 @@ class Tunnel:
         self.reconcile()
 
     def on_beat(self) -> None:
-        if self.service.life.phase in RUNNING:
+        if self.service.running:
             self.service.renew(time.monotonic() + self.settings.lease_ttl_s)
         elif self.given_up:
             self.planner.look(self.settings, self._files_changed)
@@ -138,7 +137,7 @@ class Tunnel:
         """Compare what is wanted with what runs, take the next step, show it."""
         service = self.service
         url = self._origin()
-        if service.alive and service.life.phase in RUNNING:
+        if service.running:
             why = self._why_end(url)
             if why:
                 self._take_down(why)

@@ -208,7 +208,7 @@ class Manager:
             self.service.renew(self.gpus.lease.expires_s)
         elif planned.run is not None and not self.service.alive and self.service.life.phase is Phase.stopped:
             self._start(planned.run)
-        if self.service.alive and planned.end is None and not self.service.releasing and not self.readiness.asks:
+        if self.service.running and planned.end is None and not self.readiness.asks:
             self._ask_whether_it_answers()
         if self.gpus is not None and self.gpus.lease is not None and self.gpus.lease.expires_s > now_s:
             self.shell.at("lease", self.gpus.lease.expires_s, self.reconcile)

@@ -17,7 +17,7 @@ CALM_EVERY = 25  # actions, then everything is healed, has to serve again, and i
 
 KINDS = {  # kind: weight
     "job": 30, "job_over": 26, "kill": 22, "stop": 12, "order": 14, "disk": 3, "runtime": 1, "garbage": 4, "starve": 4,
-    "clock": 3, "kill_all": 1,
+    "clock": 3, "kill_all": 1, "spoil": 4,
 }  # fmt: skip
 DRIVER_WEIGHT = 14  # where there is one
 DRIVER_HANGS = ("nvmlInitWithFlags", "nvmlDeviceGetCount_v2", "nvmlDeviceGetMemoryInfo", "nvmlDeviceGetComputeRunningProcesses_v3")
@@ -77,6 +77,9 @@ def _words(kind: str, dice: random.Random) -> dict:
         case "driver":
             where = {"gpu": dice.randrange(GPUS), "ours": dice.random() < 0.7}  # ours: on one that the tree has, if it has any
             return {"how": dice.choice((*DRIVER_LEAVES, *DRIVER_STAYS, "stranger", "stranger")), **where, "for_s": round(min(1 + dice.expovariate(0.2), DRIVER_MOST_S), 1)}
+        case "spoil":
+            how = dice.choice(["profile", "profile", "no profile", "settings"])
+            return {"how": how, "reload": dice.random() < 0.5, "for_s": round(dice.uniform(1, 6), 1)}
         case "clock":
             return {"by_s": dice.choice([-3600, 3600, 0])}
     return {}

@@ -1,6 +1,7 @@
 """The play: acts out a plan on a stage, restarts a dead root as an operator would, and tells the observer all of it."""
 
 import random
+import signal
 import subprocess
 import time
 from collections import Counter
@@ -135,9 +136,7 @@ class Play:
     def _order(self, order: str) -> str:
         self.tell("unheld" if order != "yield" else "happened")
         if order == "reload":
-            for root in self.stage.roles().get("root", ())[:1]:
-                self.stage.send(root, 1)
-            return ""
+            return self._reload()
         try:
             answer = self.stage.tree.ctl(*order.split(), within_s=20)
         except subprocess.TimeoutExpired:
@@ -145,6 +144,26 @@ class Play:
         if order == "yield" and answer.returncode == 0 and "not kept" not in answer.stdout:
             self.tell("held")
         return f"{answer.returncode} {(answer.stdout + answer.stderr).strip()[:100]}"
+
+    def _reload(self) -> str:
+        for root in self.stage.roles().get("root", ())[:1]:
+            self.stage.send(root, signal.SIGHUP)
+        return ""
+
+    def _spoil(self, how: str, reload: bool, for_s: float) -> str:
+        """The operator saves something that is not valid: it takes nothing down, and delays no job."""
+        path = self.stage.spoil(how)
+        if path is None:
+            return "it is so already"
+        if reload:
+            self._reload()
+
+        def mended() -> None:
+            self.stage.mend(path)
+            self._reload()
+
+        self.later.append((time.monotonic() + for_s, mended))
+        return path.name
 
     def _disk(self, how: str, for_s: float) -> str:
         self.tell("fault", name="disk", open=True)

@@ -11,6 +11,7 @@ import socket
 import time
 from pathlib import Path
 
+from llmwd.adapters.rundir import write_atomic
 from tests.chaos.disk import Disk
 from tests.chaos.driver import Faults
 from tests.chaos.plan import GPUS
@@ -79,12 +80,31 @@ class Stage:
         self.observer = Observer(mark, self.tree.runtime, self.jobs_folder, folder / "observer.jsonl", self.bounds, world=world).ready()
         self.job_number = 0
         self.stopped: dict[tuple[int, int], float | None] = {}  # -> when it goes on (monotonic)
+        self.spoilt: dict[Path, bytes] = {}  # -> what it held
 
     def begin(self) -> None:
         """Start it, up to the moment when all of it works, its way to the outside included."""
         self.tree.start()
         self.tree.all_ready(60)
         self.tree.until(lambda status: status["tunnel"]["phase"] == "ready", 60, "a tunnel that is connected")
+
+    # --- what the operator does to its files
+
+    def spoil(self, how: str) -> Path | None:
+        """Make the settings, or the active profile, invalid; the file, None if it is so already."""
+        home = self.tree.home
+        path = home / "etc/config.env" if how == "settings" else (home / "active-model.env").resolve()
+        if path in self.spoilt or not path.is_file():
+            return None
+        self.spoilt[path] = path.read_bytes()
+        if how == "no profile":
+            path.unlink()
+        else:
+            write_atomic(path, self.spoilt[path] + b"NUM_GPUS=many\n")
+        return path
+
+    def mend(self, path: Path) -> None:
+        write_atomic(path, self.spoilt.pop(path))
 
     # --- who is there
 

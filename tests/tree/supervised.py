@@ -23,6 +23,7 @@ from llmwd.messages import ServerFact
 from tests.observer.judge import Bounds
 from tests.observer.watch import Observer
 from tests.ports import free_port
+from tests.tree import bugs
 from tests.waiting import wait_until
 
 CHECKOUT = Path(__file__).resolve().parents[2]
@@ -165,7 +166,7 @@ class Supervised:
         return summary
 
     def close(self) -> None:
-        """End it however it stands, check that no process of it is left (what is all the same, is killed), and judge it."""
+        """End it however it stands, check that no process of it is left (what is all the same, is killed), and judge it and its log."""
         for pid, _ in self.left():
             self.signal_pid(pid, signal.SIGCONT)
         try:
@@ -174,6 +175,7 @@ class Supervised:
             wait_until(lambda: not self.left(), 30, what=f"the end of {self.left()}")
             if self.observer is not None:
                 self.judge()
+            assert not (found := bugs.in_files(self.errors)), found
         finally:
             for pid, _ in self.left():
                 self.signal_pid(pid, signal.SIGKILL)
