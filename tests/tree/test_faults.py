@@ -89,6 +89,7 @@ def test_a_resolver_that_was_killed_before_it_kept_a_revocation_does_not_bring_t
     tree.job(1, "0-7")
     gone(tree, 10)
     tree.phase("waiting")
+    wait_until(lambda: tree.journal("release_proved"), what="the proof, which is not what is to be lost here")
     tree.signal("root", signal.SIGSTOP)  # so that the next resolver finds what this one would have left then
     pid = tree.worker("resolver")["pid"]
     tree.signal("resolver", signal.SIGKILL)
