@@ -25,6 +25,8 @@ UNWELCOME = frozenset(
     "REBOOT REBOOT_ISSUED REBOOT_REQUESTED INVAL FUTURE UNKNOWN".split()
 )
 
+CLAIMS_TOLD = 3  # of those that keep us from having enough GPUs
+
 
 class Occupant(msgspec.Struct, frozen=True):
     """Who has one GPU. `sure`: known, as against assumed because it is not known."""
@@ -302,11 +304,13 @@ def _resting(
 
 
 def _too_few(now: Situation, free: int) -> Decision:
-    """Not enough is free: the reason is the strongest claim on what is missing."""
+    """Not enough is free: the reason is the strongest claim on what is missing, the detail tells of the others as well."""
     taken = [occupant for occupant in now.occupants.values() if occupant.holder is not Holder.llmwd]
     if not taken:
         return Decision(lease=None, blocked=Reason.waiting_for_gpus, detail="the last server's processes are not gone yet")
     order = (Holder.slurm, Holder.other, Holder.unknown)
-    strongest = min(taken, key=lambda occupant: (order.index(occupant.holder), occupant.job is None))
-    reason, detail = _conflict(now, strongest)
-    return Decision(lease=None, blocked=reason, detail=f"{free} of {now.wanted} GPUs are free; {detail}")
+    each = {_whose(occupant): occupant for occupant in taken}.values()
+    claims = sorted(each, key=lambda occupant: (order.index(occupant.holder), occupant.job is None))
+    told = [f"{free} of {now.wanted} GPUs are free", *(_conflict(now, claim)[1] for claim in claims[:CLAIMS_TOLD])]
+    told += [f"{len(claims) - CLAIMS_TOLD} more"] if len(claims) > CLAIMS_TOLD else []
+    return Decision(lease=None, blocked=_conflict(now, claims[0])[0], detail="; ".join(told))

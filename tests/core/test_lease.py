@@ -128,6 +128,17 @@ def test_what_ends_a_lease_is_told_with_all_the_gpus_it_has(occupants: dict[str,
     assert blocked.split("; ")[1] in (detail, "job 7 has GPUs 0,3")
 
 
+def test_all_who_keep_us_from_having_enough_are_told_the_surest_first_and_not_too_many() -> None:
+    mixed = by(job("7", unknown=True), used=frozenset({0}), foreign={"SIM-2": "process 5 is on it"})
+    waits = decided(occupants=mixed, wanted=4)
+    assert waits.blocked is Reason.yielded_to_job
+    assert waits.detail == (
+        "0 of 4 GPUs are free; GPU 0: allocated by Slurm; GPU 2: process 5 is on it; job 7: its GPUs could not be learned"
+    )
+    many = decided(occupants=by(*(job(str(number), number) for number in range(4))), wanted=4)
+    assert many.detail == "0 of 4 GPUs are free; job 0 has GPU 0; job 1 has GPU 1; job 2 has GPU 2; 1 more"
+
+
 def test_a_lease_is_renewed_on_fresh_evidence_and_only_then() -> None:
     assert decided(lease=LEASE).lease == msgspec.structs.replace(LEASE, expires_s=110.0)
     kept = decided(lease=LEASE, evidence=Evidence(renew_why="the detector is silent"))
