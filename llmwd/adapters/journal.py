@@ -51,8 +51,11 @@ class Journal:
             self._log.error("journal: %s could not be written: %s", event, error.strerror)
 
     def _rotate(self, fd: int) -> None:
-        fcntl.flock(fd, fcntl.LOCK_EX)
-        # Another worker may have rotated while we waited for the lock.
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return  # another worker rotates, and may have been stopped in it: nobody waits for that one
+        # It may have done so before we had the lock.
         if os.fstat(fd).st_ino != os.stat(self._path).st_ino:
             return
         for number in range(JOURNAL_KEEP - 1, 0, -1):

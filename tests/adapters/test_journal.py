@@ -1,5 +1,6 @@
 """The journal: whole lines by several writers, over rotations and full disks; and who reads it meanwhile."""
 
+import fcntl
 import json
 import logging
 import os
@@ -97,6 +98,17 @@ def test_a_writer_that_had_opened_the_file_before_another_rotated_it_rotates_not
     finally:
         os.close(fd)
     assert events(read_journal(tmp_path)) == ["one", "two"] and not (tmp_path / "journal.jsonl.2").exists()
+
+
+def test_nobody_waits_for_a_writer_that_was_stopped_in_the_middle_of_a_rotation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(adapter, "JOURNAL_MAX_BYTES", 10)
+    journal(tmp_path).write("zero")
+    (tmp_path / "journal.jsonl.1").rename(tmp_path / "journal.jsonl")
+    with (tmp_path / "journal.jsonl").open() as stopped:
+        fcntl.flock(stopped, fcntl.LOCK_EX)
+        for event in ("one", "two"):
+            journal(tmp_path, "resolver").write(event)
+    assert events(read_journal(tmp_path)) == ["zero", "one", "two"] and len(list(tmp_path.iterdir())) == 1
 
 
 def test_following_tells_whole_lines_only_each_once_over_a_rotation(tmp_path: Path) -> None:

@@ -259,11 +259,13 @@ class Supervised:
         """The header with the key that llmwd made."""
         return {"Authorization": f"Bearer {(self.state / 'api-key').read_text().strip()}"}
 
-    def journal(self, event: str) -> list[dict]:
+    def journal(self, event: str | None = None) -> list[dict]:
+        """Its lines about this, or all."""
         path = self.state / "journal.jsonl"
         text = path.read_text() if path.exists() else ""
         lines = text[: text.rfind("\n") + 1].splitlines()  # one over two pages may be half there for a moment
-        return [entry for entry in map(json.loads, lines) if entry["event"] == event]
+        lines = [line for line in lines if line]  # and who writes then takes it for torn: an empty one, as every reader of ours allows
+        return [entry for entry in map(json.loads, lines) if event in (None, entry["event"])]
 
     def released_for(self, job: int) -> dict:
         """The release that this job caused; slurmctld's reading of the node may come before any sign of the job itself."""
