@@ -1,8 +1,8 @@
-"""The notifier: tells people what happens on this node, through ntfy and others; long because all of that comes together here. Nothing waits for it.
+"""The notifier: tells people what happens here, through ntfy and others; long because all of that comes together.
 
-What is told is decided in core/notices.py, what waits and what is next in core/outbox.py. Whatever may block (the
-disk, the network, apprise) is done in threads beside the loop. A notice is on disk before it is sent, and leaves the
-disk after it was: a crash in between repeats it, under the same sequence id.
+Nothing waits for it. What is told is decided in core/notices.py, what waits and what is next in core/outbox.py. Whatever
+may block (the disk, the network, apprise) is done in threads beside the loop. A notice is on disk before it is sent, and
+leaves the disk after it was: a crash in between repeats it, under the same sequence id.
 """
 
 import functools

@@ -196,6 +196,7 @@ def ways(settings: Settings, now_at: Callable[[], float]) -> dict[str, Callable[
             return ntfy.publish(s.ntfy_server, s.ntfy_topic, data, access(s))
 
         found[NTFY] = by_ntfy
+
     def by_other(url: str) -> Callable[[Entry], Outcome]:
         return lambda entry: otherservices.send(url, entry.title, noticetext.text(entry, now_at()), entry.alarm)
 

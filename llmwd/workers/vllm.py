@@ -403,8 +403,8 @@ class Manager:
         self.neighbour.read(state.server_pid if state else None, self.service.life.phase)
         fact = ServerFact(
             profile=model.profile if model else None, model_name=model.model_name if model else None,
-            served_as=model.served_as if model else None, wanted_gpus=planned.wanted_gpus, phase=self.service.life.phase, node_phase=node_phase,
-            reason=reason, detail=redact.mask(detail), since_at=self._since_at,
+            served_as=model.served_as if model else None, wanted_gpus=planned.wanted_gpus,
+            phase=self.service.life.phase, node_phase=node_phase, reason=reason, detail=redact.mask(detail), since_at=self._since_at,
             holding=self.tree_gpus if self.service.alive and self.tree_gpus else (),
             lease_epoch=self.tree_lease.epoch if self.tree_lease else None,
             pid=state.server_pid if state else None, holder_pid=state.pid if state else None, url=self.url,

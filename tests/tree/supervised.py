@@ -166,7 +166,7 @@ class Supervised:
         return summary
 
     def close(self) -> None:
-        """End it however it stands, check that no process of it is left (what is all the same, is killed), and judge it and its log."""
+        """End it however it stands, check that no process is left (what is all the same, is killed), and judge it and its log."""
         for pid, _ in self.left():
             self.signal_pid(pid, signal.SIGCONT)
         try:
